@@ -1,0 +1,39 @@
+# make reproduce   set up, fetch the data, run the notebooks (full with a GPU, else standard)
+# make test        set up, fetch the data, run the tests, the notebooks at profile smoke among them
+# make lint        check style and format
+# make clean       remove what was built and cached; data and results stay
+#
+# PYTHON=python3.12 chooses the interpreter of a new .venv; PIP_ARGS="..." goes to pip install.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: reproduce test lint clean data
+.DELETE_ON_ERROR:
+
+reproduce: data
+	$(RUN) -m reprolib run --profile auto
+
+test: data
+	$(RUN) -m pytest
+
+lint: $(STAMP)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+data: $(STAMP)
+	$(RUN) -m reprolib fetch mnist orl
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed; choose one with make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

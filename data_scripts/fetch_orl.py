@@ -1,0 +1,8 @@
+"""Fetches the ORL (AT&T) Database of Faces (F. Samaria, A. Harter): 40 people x 10 images, 112 x 92 bytes."""
+
+import sys
+
+from reprolib.data.datasets import fetch_command
+
+if __name__ == "__main__":
+    sys.exit(fetch_command("orl", __doc__))

@@ -1,0 +1,123 @@
+"""Command line of the suite: `python -m reprolib {fetch,run,report,claims,bench}`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from reprolib import __version__
+
+PROFILE_HELP = "smoke, standard, full or paper"
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="reprolib", description="Fetch the data, run the notebooks, report what they found.")
+    parser.add_argument("--version", action="version", version=f"reprolib {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{fetch,run,report,claims,bench}")
+
+    fetch = commands.add_parser("fetch", help="fetch data sets and verify them")
+    fetch.add_argument("names", nargs="*", metavar="NAME", help="mnist, fashion_mnist, orl (default: mnist orl)")
+    fetch.add_argument("--from", dest="source", metavar="FOLDER", help="take the files from a folder or archive")
+    fetch.add_argument("--to", metavar="FOLDER", help="data folder (default: REPROLIB_DATA, else data/)")
+    fetch.set_defaults(action=_fetch)
+
+    run = commands.add_parser("run", help="run notebooks; without a name all of them")
+    run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="01, 01_l2_softmax or the notebook's path")
+    run.add_argument("--profile", default="auto", help=f"auto (full with a GPU, else standard), {PROFILE_HELP}")
+    run.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE", help="one parameter")
+    run.add_argument("--force", action="store_true", help="run even if nothing has changed")
+    run.add_argument("--results", metavar="DIR", help="folder of the results (default: results/)")
+    run.add_argument("--save-outputs", action="store_true", help="put the outputs into the notebooks (standard only)")
+    run.set_defaults(action=_run)
+
+    report = commands.add_parser("report", help="table of the recorded results, also written as Markdown")
+    claims = commands.add_parser("claims", help="the papers' claims with criterion, values and verdict")
+    claims.add_argument("--paper", metavar="TEXT", help="only papers whose name contains TEXT")
+    for command, action in ((report, _report), (claims, _claims)):
+        command.add_argument("--profile", help=PROFILE_HELP)
+        command.set_defaults(action=action)
+
+    bench = commands.add_parser("bench", help="benchmarks; without a name all of them")
+    bench.add_argument("names", nargs="*", metavar="NAME")
+    bench.set_defaults(action=_bench)
+    return parser
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from reprolib import data
+
+    for name in arguments.names or ["mnist", "orl"]:
+        data.fetch(name, arguments.to, arguments.source)
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from reprolib.experiment.parameters import parse_overrides
+    from reprolib.experiment.runner import run_notebooks
+
+    outcomes = run_notebooks(
+        arguments.notebooks,
+        arguments.profile,
+        parse_overrides(arguments.parameters),
+        force=arguments.force,
+        save_outputs=arguments.save_outputs,
+        results=Path(arguments.results).resolve() if arguments.results else None,
+    )
+    return int(any(outcome.status == "failed" for outcome in outcomes))
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from reprolib.experiment.report import load_records, overview, write_report
+
+    records = load_records(arguments.profile)
+    print(overview(records))
+    print(f"\nwritten in full to {os.path.relpath(write_report(records))}")
+    return 0
+
+
+def _claims(arguments: argparse.Namespace) -> int:
+    from reprolib.experiment.report import list_claims, load_records
+
+    print(list_claims(load_records(arguments.profile), arguments.paper))
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from reprolib.benchmarks import BENCHES
+
+    names = arguments.names or list(BENCHES)
+    for name in names:
+        if name not in BENCHES:
+            raise ValueError(f"unknown benchmark {name!r}; benchmarks are {', '.join(BENCHES)}")
+    for name in names:
+        print(json.dumps({"bench": name, **BENCHES[name](arguments)}), flush=True)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 a notebook failed or data cannot be had, 2 wrong arguments, 130 interrupted."""
+    chosen = build_parser().parse_args(arguments)
+    try:
+        return chosen.action(chosen)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"reprolib {chosen.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    except KeyboardInterrupt:
+        print(f"reprolib {chosen.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""What is learnt from: data sets on the disk, verified by hash, whole on the device as uint8 tensors."""
+
+from reprolib.data.datasets import ImageDataset, fetch, load
+from reprolib.data.faces import FaceDataset, load_orl
+from reprolib.data.fetching import data_root
+from reprolib.data.files import DataCorrupted, DataUnavailable
+from reprolib.data.sampling import PKSampler, balanced_subset, class_split, genuine_impostor_pairs
+
+__all__ = [
+    "DataCorrupted",
+    "DataUnavailable",
+    "FaceDataset",
+    "ImageDataset",
+    "PKSampler",
+    "balanced_subset",
+    "class_split",
+    "data_root",
+    "fetch",
+    "genuine_impostor_pairs",
+    "load",
+    "load_orl",
+]

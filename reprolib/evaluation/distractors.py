@@ -1,0 +1,156 @@
+"""Identification and verification against very many distractors (MegaFace), in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from ._inputs import Array, far_values, feature_rows, float_array, positive_integer, row_tensor, unit_rows
+from .intervals import Estimate, proportion
+from .roc import allowed_false_accepts, count_above, is_supported
+
+_BLOCK = 1 << 22  # cosines, or feature values, held at once
+
+
+def _units(values: Array, name: str, like: torch.Tensor | None = None) -> torch.Tensor:
+    """Unit rows, on the device and in the dtype of `like` (else float32, or float64 for float64)."""
+    rows = row_tensor(values)
+    if like is None:
+        return unit_rows(rows.to(torch.float64 if rows.dtype == torch.float64 else torch.float32), name)
+    return unit_rows(rows.to(like), name)
+
+
+def _blocks(
+    probes: torch.Tensor, distractors: Array, start: int, stop: int
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """Cosines of all probes with distractors `start` to `stop`: (probe rows, cosines, unit distractors)."""
+    columns = max(1, min(_BLOCK // probes.shape[1], 1 << 14))
+    rows = max(1, _BLOCK // columns)
+    for left in range(start, stop, columns):
+        chunk = _units(distractors[left : min(left + columns, stop)], "distractors", like=probes)
+        for first in range(0, len(probes), rows):
+            span = slice(first, first + rows)
+            yield span, probes[span] @ chunk.T, chunk
+
+
+def _rivals(
+    cosines: torch.Tensor, mate: torch.Tensor, probes: torch.Tensor, mates: torch.Tensor, chunk: torch.Tensor
+) -> torch.Tensor:
+    """How many cosines in each row are >= that of the mate, with close calls decided in float64.
+
+    The matrix product rounds differently from a single dot product, so that a distractor equal to the mate
+    would win or lose by chance. What is left is the rounding of the unit vectors: 4 eps count as a tie.
+    """
+    tie = 4 * torch.finfo(cosines.dtype).eps
+    slack = tie * (1 + probes.shape[1] ** 0.5)
+    ahead = (cosines > mate[:, None] + slack).sum(dim=1)
+    reached = (cosines >= mate[:, None] - slack).sum(dim=1)
+    for i in torch.nonzero(reached > ahead)[:, 0].tolist():
+        close = torch.nonzero((cosines[i] - mate[i]).abs() <= slack)[:, 0]
+        probe = probes[i].double()
+        # <p, d> >= <p, b>  <=>  <p, d - b> >= 0
+        ahead[i] += ((chunk[close].double() - mates[i].double()) @ probe >= -tie).sum()
+    return ahead
+
+
+@torch.no_grad()
+def distractor_identification(
+    probes: Array,
+    mates: Array,
+    distractors: Array,
+    *,
+    k: int = 1,
+    sizes: Sequence[int] | None = None,
+    level: float = 0.95,
+) -> Estimate | list[Estimate]:
+    """Rank-k identification among N distractors (MegaFace challenge 1), by cosine, in bounded memory.
+
+    Row i of `probes` (P, d) and of `mates` (P, d) are two images of one person; `distractors` (N, d) show
+    other people. For each row the gallery is {mate} + all distractors; the trial succeeds if fewer than k
+    distractors score as high as the mate (a tie counts against the probe). `sizes` = (10, 100, ..) gives a
+    list, for galleries of the first 10, 100, .. distractors. Features need not be normalised. Beside the data
+    and unit copies of `probes` and `mates`, some 100 MiB are used whatever N is: `distractors` may be a
+    memory-mapped array, and is moved to the device of `probes` block by block. Products are in the dtype of
+    `probes` (TF32 must be off, torch's default), close calls in float64.
+
+    Wilson interval on the P trials; trials that share an image are not independent, it is then too narrow.
+    """
+    probes, mates, distractors = (
+        feature_rows(probes, "probes"),
+        feature_rows(mates, "mates"),
+        feature_rows(distractors, "distractors"),
+    )
+    if probes.shape != mates.shape or probes.shape[1] != distractors.shape[1]:
+        raise ValueError(
+            f"probes and mates must be (P, d) and distractors (N, d), got {tuple(probes.shape)}, "
+            f"{tuple(mates.shape)} and {tuple(distractors.shape)}"
+        )
+    k = positive_integer(k, "k")
+    wanted = [len(distractors)] if sizes is None else list(sizes)
+    wanted = [positive_integer(size, "every entry of sizes", most=len(distractors)) for size in wanted]
+    if not wanted:
+        raise ValueError("sizes must not be empty")
+    probes = _units(probes, "probes")
+    mates = _units(mates, "mates", like=probes)
+    mate = (probes * mates).sum(dim=1)
+    ahead = torch.zeros(len(probes), dtype=torch.int64, device=probes.device)
+    hits: dict[int, int] = {}
+    start = 0
+    for size in sorted(set(wanted)):
+        for span, cosines, chunk in _blocks(probes, distractors, start, size):
+            ahead[span] += _rivals(cosines, mate[span], probes[span], mates[span], chunk)
+        hits[size] = int((ahead < k).sum())
+        start = size
+    results = [proportion(hits[size], len(probes), level=level, note=f"{size} distractors") for size in wanted]
+    return results[0] if sizes is None else results
+
+
+@torch.no_grad()
+def distractor_verification(
+    genuine: Array, probes: Array, distractors: Array, far: float | Sequence[float], *, level: float = 0.95
+) -> Estimate | list[Estimate]:
+    """`tar_at_far(genuine, c, far)`, c the cosines of all `probes` (P, d) with all `distractors` (N, d).
+
+    MegaFace's verification: TAR at FAR = 1e-6 over billions of impostor pairs, which are made block by block
+    and of which only the floor(far * P * N) + 1 largest are kept. `genuine` (G,) are the cosines of the
+    genuine pairs. Rule, interval and `supported` as in `tar_at_far`. Cosines are in the dtype of `probes`
+    (half precision in float32).
+    """
+    genuine = float_array(genuine, "genuine", 1)
+    probes, distractors = feature_rows(probes, "probes"), feature_rows(distractors, "distractors")
+    if probes.shape[1] != distractors.shape[1]:
+        raise ValueError(
+            "probes (P, d) and distractors (N, d) must share d, got "
+            f"{tuple(probes.shape)} and {tuple(distractors.shape)}"
+        )
+    rates, scalar = far_values(far)
+    pairs = len(probes) * len(distractors)
+    allowed = allowed_false_accepts(rates, pairs)
+    probes = _units(probes, "probes")
+    keep = min(int(allowed.max()) + 1, pairs)
+    parts: list[np.ndarray] = []
+    held, floor = 0, -np.inf
+    for _, cosines, _ in _blocks(probes, distractors, 0, len(distractors)):
+        part = cosines[cosines > floor].cpu().numpy()
+        parts.append(part)
+        held += len(part)
+        if held > keep + _BLOCK:
+            largest = np.concatenate(parts)
+            largest = np.partition(largest, held - keep)[held - keep :]
+            parts, held, floor = [largest], keep, float(largest[0])
+    largest = np.sort(np.concatenate(parts))[::-1]
+    results = []
+    for rate, rank in zip(rates, allowed, strict=True):
+        threshold = float(largest[rank]) if rank < pairs else -np.inf
+        results.append(
+            proportion(
+                count_above(genuine, threshold),
+                len(genuine),
+                level=level,
+                note="threshold held fixed",
+                supported=is_supported(rate, pairs),
+            )
+        )
+    return results[0] if scalar else results

@@ -1,0 +1,165 @@
+"""Pair verification with cross-validated thresholds: LFW view 2 and the benchmarks scored like it.
+
+A pair has a score (higher means more similar) and is genuine (same person) or impostor. CFP-FP, AgeDB-30,
+CALFW, CPLFW and YTF use the same scorer. The rates at a fixed false accept rate are in `roc.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ._inputs import Array, float_array, label_array, positive_integer, same_array
+from .intervals import Estimate, clopper_pearson, student_half_width
+
+CONVENTIONS = ("exact", "sphereface", "facenet")
+
+
+@dataclass(frozen=True)
+class VerificationResult:
+    """k-fold accuracy, with the accuracy and the threshold (on the scores' own scale) of each fold."""
+
+    accuracy: Estimate
+    standard_error: float
+    fold_accuracies: tuple[float, ...]
+    fold_thresholds: tuple[float, ...]
+    convention: str
+
+
+def _fold_ids(folds: Any, pairs: int) -> np.ndarray:
+    if np.ndim(folds) == 0:
+        count = positive_integer(folds.item() if hasattr(folds, "item") else folds, "folds")
+        if count < 2 or pairs % count:
+            raise ValueError(f"folds must be at least 2 and divide the {pairs} pairs, got {count}")
+        return np.repeat(np.arange(count), pairs // count)
+    ids = np.unique(label_array(folds, "folds", pairs), return_inverse=True)[1]
+    if ids.max() < 1:
+        raise ValueError("folds must name at least 2 different folds, got 1")
+    return ids
+
+
+def exact_threshold(scores: Array, same: Array) -> float:
+    """The threshold t that maximises the accuracy of "genuine iff score > t" over all real t.
+
+    Accuracy changes only where t passes a score, so the candidates are the midpoints between neighbouring
+    distinct scores, one value just below all scores (accept all) and the highest score (reject all). If
+    several reach the maximum, the middle one in order is taken (the lower of the two middle ones if their
+    number is even): it is always a maximiser itself, and does not depend on the order of the pairs.
+    """
+    scores = float_array(scores, "scores", 1).astype(np.float64, copy=False)
+    same = same_array(same, len(scores))
+    order = np.argsort(scores, kind="stable")
+    return _middle_maximiser(scores[order], same[order])
+
+
+def _middle_maximiser(scores: np.ndarray, same: np.ndarray) -> float:
+    """`exact_threshold` for scores in ascending order."""
+    rejected_genuine = np.concatenate(([0], np.cumsum(same)))
+    rejected = np.arange(len(scores) + 1)
+    # correct(i) = impostors among the i lowest + genuine among the others
+    correct = (rejected - rejected_genuine) + (rejected_genuine[-1] - rejected_genuine)
+    correct[1:-1][scores[1:] == scores[:-1]] = -1  # a threshold cannot part equal scores
+    best = np.flatnonzero(correct == correct.max())
+    cut = best[(len(best) - 1) // 2]
+    if cut == 0:
+        return float(np.nextafter(scores[0], -np.inf))
+    if cut == len(scores):
+        return float(scores[-1])
+    lower, upper = scores[cut - 1], scores[cut]
+    middle = lower / 2 + upper / 2
+    # between neighbouring floats the midpoint may round to the upper score, which must stay accepted
+    return float(middle if lower <= middle < upper else lower)
+
+
+def _grid_correct(genuine: np.ndarray, impostor: np.ndarray, grid: np.ndarray, tie_is_wrong: bool) -> np.ndarray:
+    """Correct decisions for each grid value t: genuine > t, and impostor < t (or <= t if a tie is right)."""
+    genuine, impostor = np.sort(genuine), np.sort(impostor)
+    accepted = len(genuine) - np.searchsorted(genuine, grid, side="right")
+    return accepted + np.searchsorted(impostor, grid, side="left" if tie_is_wrong else "right")
+
+
+def verification_accuracy(
+    scores: Array, same: Array, folds: Any, *, convention: str = "exact", level: float = 0.95
+) -> VerificationResult:
+    """Mean k-fold accuracy of "genuine iff score > t", each fold judged with the best t of the other folds.
+
+    `scores` (n,) higher = more similar; `same` (n,) bool; `folds` an int k (k contiguous folds of n/k pairs,
+    as in LFW's pairs.txt, where people of different folds are disjoint) or (n,) integer fold ids. LFW view 2
+    (Huang et al., 2007): `standard_error` is s.d. / sqrt(k) with ddof = 1 as in that report (numpy's default
+    ddof = 0, which popular code reports, is smaller by sqrt((k-1)/k)).
+
+    `convention` chooses the threshold on the training folds:
+    - "exact": over all real thresholds; see `exact_threshold` for the tie rule.
+    - "sphereface": cosine scores, grid -1, -0.9999, ..., 1, the mean of all maximisers; both sides strict, so
+      a score equal to the threshold is wrong for either kind of pair (Liu et al., SphereFace's released
+      evaluation).
+    - "facenet": cosine scores, turned into squared distances 2 - 2 cos; grid 0, 0.01, ..., 3.99, the first
+      maximiser; genuine iff distance < t (Schroff et al. as in the facenet and insightface releases). The
+      thresholds are returned as the cosine 1 - t/2.
+
+    The interval is Student's t over the folds, cut to [0, 1]; if all folds agree exactly, Clopper-Pearson on
+    the pooled pairs. `accuracy.supported` is False if a fold lacks genuine or impostor pairs, the sign of
+    pairs that are not stored fold by fold.
+
+    Raises ValueError for shapes, NaN, folds that do not divide n, training folds with one kind of pair only,
+    an unknown convention, or scores outside [-1, 1] where cosines are needed; TypeError for wrong dtypes.
+    """
+    scores = float_array(scores, "scores", 1).astype(np.float64, copy=False)
+    same = same_array(same, len(scores))
+    ids = _fold_ids(folds, len(scores))
+    if convention not in CONVENTIONS:
+        raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
+    if convention != "exact" and np.abs(scores).max() > 1 + 1e-6:
+        raise ValueError(f"convention {convention!r} needs cosines in [-1, 1], got {np.abs(scores).max()}")
+
+    order = np.argsort(scores, kind="stable")
+    scores, same, ids = scores[order], same[order], ids[order]
+    accuracies, thresholds, balanced = [], [], True
+    for fold in range(ids.max() + 1):
+        test = ids == fold
+        train_same, test_same = same[~test], same[test]
+        if train_same.all() or not train_same.any():
+            raise ValueError(f"without fold {fold} only one kind of pair is left to choose the threshold on")
+        balanced = balanced and bool(test_same.any()) and not test_same.all()
+        threshold, correct = _judge_fold(scores[~test], train_same, scores[test], test_same, convention)
+        accuracies.append(correct / len(test_same))
+        thresholds.append(threshold)
+
+    mean = float(np.mean(accuracies))
+    standard_error = float(np.std(accuracies, ddof=1)) / len(accuracies) ** 0.5
+    if len(set(accuracies)) > 1:
+        half = student_half_width(standard_error, len(accuracies), level)
+        low, high, method = (
+            max(mean - half, 0.0),
+            min(mean + half, 1.0),
+            f"Student t over {len(accuracies)} folds",
+        )
+    else:
+        mean, standard_error = accuracies[0], 0.0
+        low, high = clopper_pearson(mean * len(scores), len(scores), level)
+        method = "Clopper-Pearson on the pooled pairs (all folds agree)"
+    estimate = Estimate(mean, low, high, level=level, count=len(scores), method=method, supported=balanced)
+    return VerificationResult(estimate, standard_error, tuple(accuracies), tuple(thresholds), convention)
+
+
+def _judge_fold(
+    train: np.ndarray, train_same: np.ndarray, test: np.ndarray, test_same: np.ndarray, convention: str
+) -> tuple[float, int]:
+    """The threshold chosen on the training folds and the number of correct decisions on the test fold."""
+    if convention == "exact":
+        threshold = _middle_maximiser(train, train_same)
+        return threshold, int(((test > threshold) == test_same).sum())
+    if convention == "sphereface":
+        grid = np.arange(-10000, 10001) / 10000
+        correct = _grid_correct(train[train_same], train[~train_same], grid, tie_is_wrong=True)
+        threshold = float(grid[correct == correct.max()].mean())
+        return threshold, int(_grid_correct(test[test_same], test[~test_same], np.array([threshold]), True)[0])
+    # facenet: s = -d^2, so that "d^2 < t" reads "s > -t" and a tie is rejected
+    grid = np.arange(0, 4, 0.01)
+    train, test = 2 * train - 2, 2 * test - 2
+    correct = _grid_correct(train[train_same], train[~train_same], -grid, tie_is_wrong=False)
+    chosen = grid[int(correct.argmax())]
+    right = _grid_correct(test[test_same], test[~test_same], np.array([-chosen]), tie_is_wrong=False)[0]
+    return float(1 - chosen / 2), int(right)

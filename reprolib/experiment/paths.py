@@ -1,0 +1,66 @@
+"""Where things lie on disk, found from this package and never from the working directory.
+
+Environment: `REPROLIB_ROOT` (the folder with `notebooks/`), `REPROLIB_RESULTS`, `REPROLIB_CACHE`,
+`REPROLIB_PROFILES`. A relative path in one of them is taken from the repository root.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+class UsageError(ValueError):
+    """A name or a value that the user gave is not allowed; the message is one sentence that says what is."""
+
+
+def repository_root() -> Path:
+    """Folder that holds `notebooks/`, `results/` and `.cache/`."""
+    return Path(os.environ.get("REPROLIB_ROOT") or PACKAGE.parent).resolve()
+
+
+def _folder(variable: str, default: Path) -> Path:
+    return (repository_root() / (os.environ.get(variable) or default)).resolve()
+
+
+def notebooks_folder() -> Path:
+    return repository_root() / "notebooks"
+
+
+def results_folder() -> Path:
+    return _folder("REPROLIB_RESULTS", Path("results"))
+
+
+def cache_folder() -> Path:
+    return _folder("REPROLIB_CACHE", Path(".cache", "runs"))
+
+
+def profiles_folder() -> Path:
+    return _folder("REPROLIB_PROFILES", PACKAGE / "experiment" / "profiles")
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write `content` to `path` so that a reader sees the old file or the whole new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        # mkstemp makes the file private; results are to be read by whoever may read the folder.
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

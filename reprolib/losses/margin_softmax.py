@@ -1,0 +1,414 @@
+"""The one margin-softmax head: every classification loss of the suite is this class with one ``Margin``.
+
+With r_i = ||x_i||, the logits are z_ij = R_i C_j cos(theta_ij) + b_j, where R_i is the scale s if features are
+normalised and r_i if not, and C_j is 1 if weights are normalised and ||W_j|| if not; the target logit uses
+phi(cos theta) in place of cos theta. The loss is the mean over the batch of -log softmax(z_i)[y_i].
+
+The gradient is the closed form that the notebooks derive. It is made during the forward pass, a chunk of rows at
+a time, so that the N x C matrix of logits never exists as a whole.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from reprolib.losses.margins import (
+    AdditiveAngular,
+    AdditiveCosine,
+    CombinedAngular,
+    Margin,
+    MultiplicativeAngular,
+    NoMargin,
+)
+
+IMPLEMENTATIONS = ("fused", "reference")
+CHUNK_BYTES = 32 * 2**20
+
+
+def check_batch(features: Tensor, labels: Tensor, in_features: int, num_classes: int) -> None:
+    """Raise one clear error unless features are finite (N, in_features) and labels int64 (N,) in range, N >= 1."""
+    if features.ndim != 2 or features.shape[1] != in_features:
+        raise ValueError(f"features must have shape (N, {in_features}), got {tuple(features.shape)}")
+    if not features.is_floating_point():
+        raise TypeError(f"features must be floating point, got {features.dtype}")
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels must be int64, got {labels.dtype}")
+    if labels.shape != features.shape[:1]:
+        raise ValueError(f"labels must have shape ({features.shape[0]},), got {tuple(labels.shape)}")
+    if features.shape[0] == 0:
+        raise ValueError("the batch is empty; at least one sample is needed")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"labels must be in [0, {num_classes - 1}], got {low if low < 0 else high}")
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError("features hold NaN or infinity; finite values are needed")
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _norm(tensor: Tensor, eps: float) -> Tensor:
+    # NormFace sec. 3.2: ||x|| = sqrt(sum_k x_k^2 + eps)
+    return (tensor.square().sum(dim=1) + eps).sqrt()
+
+
+class _FusedMarginSoftmax(torch.autograd.Function):
+    """Mean loss of the head and its closed-form gradients, made in one pass over chunks of rows."""
+
+    @staticmethod
+    def forward(ctx, features, weight, bias, scale, labels, margin, strength, head):
+        need_x, need_w, need_b, need_s = ctx.needs_input_grad[:4]
+        need_any = need_x or need_w or need_b or need_s
+        x_all, w = _wide(features), _wide(weight)
+        count, num_classes = x_all.shape[0], w.shape[0]
+        r_w = _norm(w, head.eps)
+        grad_x = torch.empty_like(x_all) if need_any else None
+        grad_w = torch.zeros_like(w) if need_w else None
+        grad_b = torch.zeros_like(bias) if need_b else None
+        total = x_all.new_zeros(())
+        grad_s = x_all.new_zeros(())
+        # sum over the samples of a class of dL/dC_j = g R (phi - slope cos) / ||W_j||, for free weight norms
+        free_w = w.new_zeros(num_classes)
+        rows = max(1, min(count, CHUNK_BYTES // (x_all.element_size() * num_classes)))
+        for begin in range(0, count, rows):
+            x, y = x_all[begin : begin + rows], labels[begin : begin + rows]
+            r_x = _norm(x, head.eps)
+            index = torch.arange(x.shape[0], device=x.device)
+            z = x @ w.t()
+            cosine = (z[index, y] / (r_x * r_w[y])).clamp(-1.0, 1.0)
+            phi, slope = margin.value_and_slope(cosine, strength)
+            row = scale / r_x if head.normalize_features else torch.ones_like(r_x)
+            big_r = scale.expand_as(r_x) if head.normalize_features else r_x
+            big_c = torch.ones_like(r_x) if head.normalize_weights else r_w[y]
+            # z_ij = R_i C_j cos(theta_ij): norms and scale fold into the product of the two matrices
+            if head.normalize_features:
+                z.mul_(row[:, None])
+            if head.normalize_weights:
+                z.div_(r_w[None, :])
+            if not margin.is_identity:
+                # z_iy = R_i C_y phi(theta_y)
+                z[index, y] = big_r * big_c * phi
+            if bias is not None:
+                z.add_(_wide(bias))
+            log_sum = z.logsumexp(dim=1)
+            total += (log_sum - z[index, y]).sum()
+            if not need_any:
+                continue
+            # g_ij = dL/dz_ij = (p_ij - [j = y_i]) / N
+            g = z.sub_(log_sum[:, None]).exp_().div_(count)
+            g[index, y] -= 1.0 / count
+            g_y = g[index, y]
+            if need_b:
+                grad_b += g.sum(dim=0)
+            # q_ij = dL/dP_ij with P = x W^T at fixed norms; the target carries the slope d phi / d cos
+            if head.normalize_features:
+                g.mul_(row[:, None])
+            if head.normalize_weights:
+                g.div_(r_w[None, :])
+            if not margin.is_identity:
+                g[index, y] = g_y * big_r * big_c * slope / (r_x * r_w[y])
+            gx = g @ w
+            along = (gx * x).sum(dim=1)
+            if need_s:
+                # dL/ds = sum_ij g_ij z_ij / s; the target's q carries slope cos in place of phi
+                grad_s += (along + g_y * big_r * big_c * (phi - slope * cosine)).sum() / scale
+            if need_w:
+                grad_w.addmm_(g.t(), x)
+                if not head.normalize_weights and not margin.is_identity:
+                    free_w.index_add_(0, y, g_y * big_r * (phi - slope * cosine) / r_w[y])
+            if head.normalize_features:
+                # projection on the tangent space: x carries no radial gradient (NormFace eq. 4)
+                gx.sub_(x * (along / r_x.square())[:, None])
+            elif not margin.is_identity:
+                # free ||x||: the radial part changes from slope cos to phi
+                gx.add_(x * (g_y * big_c * (phi - slope * cosine) / r_x)[:, None])
+            grad_x[begin : begin + rows] = gx
+        if need_w:
+            if head.normalize_weights:
+                grad_w.sub_(w * ((grad_w * w).sum(dim=1) / r_w.square())[:, None])
+            elif not margin.is_identity:
+                grad_w.add_(w * free_w[:, None])
+        ctx.save_for_backward(
+            grad_x.to(features.dtype) if need_x else None,
+            grad_w.to(weight.dtype) if need_w else None,
+            grad_b if need_b else None,
+            grad_s.to(scale.dtype) if need_s else None,
+        )
+        return total / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        grads = [None if grad is None else grad * grad_output.to(grad.dtype) for grad in ctx.saved_tensors]
+        return (*grads, None, None, None, None)
+
+
+class MarginSoftmax(nn.Module):
+    """Softmax cross-entropy over z_ij = R_i C_j cos(theta_ij) + b_j with a margin on the target logit.
+
+    Args:
+        in_features: dimension d of the features.
+        num_classes: number of classes C >= 2.
+        margin: the target function phi(cos theta).
+        normalize_features: R_i = scale if True, ||x_i|| if False.
+        normalize_weights: C_j = 1 if True, ||W_j|| if False.
+        scale: s > 0; only used with normalised features.
+        learn_scale: make the scale a parameter.
+        bias: add a bias b_j, initialised to 0.
+        eps: added to the sum of squares under the square root of every norm (NormFace sec. 3.2).
+        implementation: ``fused`` (closed-form gradient) or ``reference`` (plain operations under autograd).
+        generator: source of the initial weights; the global one if None.
+
+    Shapes: features (N, d), labels (N,) int64; the loss is a scalar, the mean over the batch.
+
+    Raises:
+        ValueError, TypeError: for wrong hyper-parameters at construction; for wrong shapes, dtypes, labels out of
+            range, NaN or infinity in the features at each call.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        margin: Margin | None = None,
+        normalize_features: bool = False,
+        normalize_weights: bool = False,
+        scale: float = 1.0,
+        learn_scale: bool = False,
+        bias: bool = False,
+        eps: float = 1e-12,
+        implementation: str = "fused",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if in_features < 1 or num_classes < 2:
+            raise ValueError(f"need in_features >= 1 and num_classes >= 2, got {in_features} and {num_classes}")
+        if not (math.isfinite(scale) and scale > 0):
+            raise ValueError(f"the scale must be a positive finite number, got {scale!r}")
+        if not (math.isfinite(eps) and eps >= 0):
+            raise ValueError(f"eps must be a finite number >= 0, got {eps!r}")
+        if learn_scale and not normalize_features:
+            raise ValueError("a learned scale needs normalised features; without them the feature norm is the scale")
+        if implementation not in IMPLEMENTATIONS:
+            raise ValueError(f"unknown implementation {implementation!r}; allowed are {', '.join(IMPLEMENTATIONS)}")
+        self.in_features, self.num_classes = in_features, num_classes
+        self.margin = NoMargin() if margin is None else margin
+        self.normalize_features, self.normalize_weights = normalize_features, normalize_weights
+        self.eps, self.implementation = float(eps), implementation
+        initial = torch.randn(num_classes, in_features, generator=generator) / math.sqrt(in_features)
+        self.weight = nn.Parameter(initial)
+        self.bias = nn.Parameter(torch.zeros(num_classes)) if bias else None
+        if learn_scale:
+            self.scale = nn.Parameter(torch.tensor(float(scale)))
+        else:
+            self.register_buffer("scale", torch.tensor(float(scale)))
+        self.register_buffer("strength", torch.tensor(1.0))
+
+    def set_warmup(self, *, scale: float | None = None, strength: float | None = None) -> None:
+        """Set the current fixed scale and the margin's strength in [0, 1]; both are buffers (in checkpoints)."""
+        if strength is not None:
+            if not 0.0 <= strength <= 1.0:
+                raise ValueError(f"the margin's strength must be in [0, 1], got {strength!r}")
+            self.strength.fill_(strength)
+        if scale is not None:
+            if not scale > 0:
+                raise ValueError(f"the scale must be a positive number, got {scale!r}")
+            if isinstance(self.scale, nn.Parameter):
+                raise ValueError("the scale of this loss is learned; it cannot be scheduled")
+            self.scale.fill_(scale)
+
+    def _current_scale(self) -> Tensor:
+        if self.normalize_features and not bool(self.scale > 0):
+            raise ValueError(f"the scale must be positive, got {float(self.scale)}")
+        return self.scale
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss over the batch, a scalar."""
+        check_batch(features, labels, self.in_features, self.num_classes)
+        scale = self._current_scale()
+        if self.implementation == "reference":
+            return self._reference(features, labels, scale)
+        return _FusedMarginSoftmax.apply(
+            features, self.weight, self.bias, scale, labels, self.margin, self.strength, self
+        )
+
+    def plain_loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Softmax cross-entropy over x W^T + b with the same weights, without normalisation or margin: the warm-up."""
+        check_batch(features, labels, self.in_features, self.num_classes)
+        return nn.functional.cross_entropy(nn.functional.linear(_wide(features), _wide(self.weight), self.bias), labels)
+
+    def _reference(self, features: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
+        x, w = _wide(features), _wide(self.weight)
+        r_x, r_w = _norm(x, self.eps), _norm(w, self.eps)
+        cosine = (x @ w.t()) / (r_x[:, None] * r_w[None, :])
+        target = nn.functional.one_hot(labels, self.num_classes).bool()
+        phi, _ = self.margin.value_and_slope(cosine, self.strength)
+        size = scale if self.normalize_features else r_x[:, None]
+        size = size if self.normalize_weights else size * r_w[None, :]
+        z = size * torch.where(target, phi, cosine)
+        if self.bias is not None:
+            z = z + self.bias
+        return nn.functional.cross_entropy(z, labels)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Margin-free logits (N, C), the ones used to predict: R_i C_j cos(theta_ij) + b_j."""
+        x, w = _wide(features), _wide(self.weight)
+        if self.normalize_features:
+            x = x * (self._current_scale() / _norm(x, self.eps))[:, None]
+        if self.normalize_weights:
+            w = w / _norm(w, self.eps)[:, None]
+        z = x @ w.t()
+        return z if self.bias is None else z + self.bias
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows between the parentheses."""
+        return (
+            f"{self.in_features}, {self.num_classes}, margin={self.margin!r}, "
+            f"normalize_features={self.normalize_features}, normalize_weights={self.normalize_weights}"
+        )
+
+
+class Softmax(MarginSoftmax):
+    """Plain softmax loss z = W x + b (eq. 1 of all papers; notebook 00)."""
+
+    def __init__(self, in_features: int, num_classes: int, *, bias: bool = True, **options) -> None:
+        super().__init__(in_features, num_classes, bias=bias, **options)
+
+
+class L2Softmax(MarginSoftmax):
+    """L2-constrained softmax (Ranjan et al. 2017; notebook 01): ||f(x)|| = alpha, fixed or learned; W and b free."""
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        alpha: float = 16.0,
+        learn_alpha: bool = False,
+        bias: bool = True,
+        **options,
+    ) -> None:
+        super().__init__(
+            in_features,
+            num_classes,
+            normalize_features=True,
+            scale=alpha,
+            learn_scale=learn_alpha,
+            bias=bias,
+            **options,
+        )
+
+
+class NormFace(MarginSoftmax):
+    """Softmax over s cos(theta) (NormFace eqs. 5, 6; notebook 02); the scale learned (the authors' choice) or fixed."""
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        scale: float = 20.0,
+        learn_scale: bool = True,
+        **options,
+    ) -> None:
+        super().__init__(
+            in_features,
+            num_classes,
+            normalize_features=True,
+            normalize_weights=True,
+            scale=scale,
+            learn_scale=learn_scale,
+            **options,
+        )
+
+
+class LSoftmax(MarginSoftmax):
+    """Large-margin softmax z_y = ||W_y|| ||x|| psi(theta_y) (Liu et al. 2016 eq. 4; notebook 03), no bias."""
+
+    def __init__(self, in_features: int, num_classes: int, *, m: int = 4, **options) -> None:
+        super().__init__(in_features, num_classes, margin=MultiplicativeAngular(m), **options)
+
+
+class ASoftmax(MarginSoftmax):
+    """A-Softmax z_y = ||x|| psi(theta_y), ||W_j|| = 1 (SphereFace, Liu et al. 2017; notebook 03), no bias."""
+
+    def __init__(self, in_features: int, num_classes: int, *, m: int = 4, **options) -> None:
+        super().__init__(in_features, num_classes, margin=MultiplicativeAngular(m), normalize_weights=True, **options)
+
+
+class CosFace(MarginSoftmax):
+    """LMCL / AM-Softmax z_y = s (cos theta_y - m) (CosFace eq. 4; notebook 04)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        m: float = 0.35,
+        scale: float = 64.0,
+        **options,
+    ) -> None:
+        super().__init__(
+            in_features,
+            num_classes,
+            margin=AdditiveCosine(m),
+            normalize_features=True,
+            normalize_weights=True,
+            scale=scale,
+            **options,
+        )
+
+
+class ArcFace(MarginSoftmax):
+    """z_y = s cos(theta_y + m) (ArcFace eq. 3; notebook 05), with a named guard for theta_y > pi - m."""
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        m: float = 0.5,
+        scale: float = 64.0,
+        guard: str = "none",
+        **options,
+    ) -> None:
+        super().__init__(
+            in_features,
+            num_classes,
+            margin=AdditiveAngular(m, guard),
+            normalize_features=True,
+            normalize_weights=True,
+            scale=scale,
+            **options,
+        )
+
+
+class CombinedMargin(MarginSoftmax):
+    """z_y = s (cos(m1 theta_y + m2) - m3) with real m1 (ArcFace eq. 4; notebook 05)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        m1: float = 1.0,
+        m2: float = 0.3,
+        m3: float = 0.2,
+        scale: float = 64.0,
+        **options,
+    ) -> None:
+        super().__init__(
+            in_features,
+            num_classes,
+            margin=CombinedAngular(m1, m2, m3),
+            normalize_features=True,
+            normalize_weights=True,
+            scale=scale,
+            **options,
+        )

@@ -1,0 +1,228 @@
+"""Which pairs and triplets of a batch are trained on: random, semi-hard (FaceNet), hardest, batch-hard.
+
+For an anchor a, a positive p and a negative n, with squared distances D2 and margin alpha
+(Schroff, Kalenichenko and Philbin 2015, sec. 3.1 and 3.2), every triplet is exactly one of
+    easy       D2_an >= D2_ap + alpha             hinge loss 0
+    semi-hard  D2_ap < D2_an < D2_ap + alpha      0 < hinge loss < alpha
+    hard       D2_an <= D2_ap                     hinge loss >= alpha
+
+A batch of B has O(B^3) triplets. Nothing here lists them: the negatives of an anchor are sorted once, and
+each anchor-positive pair finds its semi-hard interval by bisection, in O(B^2 log B) time and O(B^2) memory.
+Mining is not differentiable and runs without gradients; ties go to the smaller index.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from reprolib.losses.distance import (
+    check_choice,
+    check_count,
+    check_features,
+    check_labels,
+    check_number,
+    pairwise_squared_distance,
+)
+
+EASY, SEMI_HARD, HARD = 0, 1, 2
+
+
+class Triplets(NamedTuple):
+    """Indices into the batch, int64 tensors of one length: (anchor[t], positive[t], negative[t])."""
+
+    anchor: Tensor
+    positive: Tensor
+    negative: Tensor
+
+
+class TripletCounts(NamedTuple):
+    """How many triplets of a batch fall into each class of the partition."""
+
+    easy: int
+    semi_hard: int
+    hard: int
+
+    @property
+    def total(self) -> int:
+        """All valid triplets of the batch."""
+        return self.easy + self.semi_hard + self.hard
+
+    @property
+    def active_fraction(self) -> float:
+        """Share of the triplets whose hinge loss is above 0."""
+        return (self.semi_hard + self.hard) / self.total
+
+
+def pk_shape(labels: Tensor) -> tuple[int, int]:
+    """(P, K) of a batch in which P >= 2 classes have exactly K >= 2 samples each; ValueError otherwise."""
+    check_labels(labels, labels.numel() if isinstance(labels, Tensor) else 0)
+    _, counts = torch.unique(labels, return_counts=True)
+    if len(counts) < 2 or counts.min() < 2 or counts.min() != counts.max():
+        raise ValueError(
+            "labels must hold P >= 2 classes of K >= 2 samples each, "
+            f"got {len(counts)} classes of sizes {sorted(set(counts.tolist()))}"
+        )
+    return len(counts), int(counts[0])
+
+
+def number_of_triplets(classes: int, per_class: int) -> int:
+    """Valid (anchor, positive, negative) triplets of a P x K batch: PK (K - 1)(PK - K)."""
+    check_count(classes, "classes", low=2)
+    check_count(per_class, "per_class", low=2)
+    batch = classes * per_class
+    return batch * (per_class - 1) * (batch - per_class)
+
+
+def all_pairs(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All pairs i < j of a batch: (i, j, same), int64 and bool tensors of length B(B - 1)/2."""
+    check_labels(labels, labels.numel() if isinstance(labels, Tensor) else 0)
+    i, j = torch.triu_indices(len(labels), len(labels), offset=1, device=labels.device)
+    return i, j, labels[i] == labels[j]
+
+
+def same_class(labels: Tensor) -> Tensor:
+    """(B, B) bool: same class. Raises if the batch cannot form one triplet."""
+    same = labels.unsqueeze(1) == labels
+    if not (same.sum(dim=1) > 1).any():
+        raise ValueError("the batch has no positive pair: every class occurs once, at least one must occur twice")
+    if same.all():
+        raise ValueError("the batch has no negative pair: all samples are of one class, two are needed")
+    return same
+
+
+def anchor_positive_pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """All ordered pairs (anchor, positive) of different samples of one class, in order of the anchors.
+
+    Raises ValueError if no class occurs twice or if there is only one class (no triplet can be formed).
+    """
+    check_labels(labels, labels.numel() if isinstance(labels, Tensor) else 0)
+    return tuple(same_class(labels).fill_diagonal_(False).nonzero(as_tuple=True))
+
+
+def _uniform_index(count: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One integer uniform in 0 .. count - 1 for each entry of `count` (all >= 1)."""
+    if generator is None:
+        raise ValueError("generator must be a torch.Generator: a random choice has to be repeatable, got None")
+    uniform = torch.rand(len(count), generator=generator, dtype=torch.float64, device=generator.device)
+    return torch.minimum((uniform.to(count.device) * count).long(), count - 1)
+
+
+def random_triplets(labels: Tensor, generator: torch.Generator) -> Triplets:
+    """For every anchor-positive pair one negative, uniform over all samples of other classes."""
+    anchor, positive = anchor_positive_pairs(labels)
+    order = torch.argsort(labels, stable=True)
+    ordered = labels[order].contiguous()
+    wanted = labels[anchor].contiguous()
+    first = torch.searchsorted(ordered, wanted)
+    size = torch.searchsorted(ordered, wanted, right=True) - first
+    # In the order of labels the own class is one block: draw from what is left and step over the block.
+    draw = _uniform_index(len(labels) - size, generator)
+    return Triplets(anchor, positive, order[torch.where(draw < first, draw, draw + size)])
+
+
+def _distances(features: Tensor, labels: Tensor) -> Tensor:
+    check_features(features)
+    check_labels(labels, len(features))
+    distance = pairwise_squared_distance(features.detach())
+    if not torch.isfinite(distance).all():
+        raise ValueError(f"features are too large: their squared distances overflow {distance.dtype}")
+    return distance
+
+
+class _SortedNegatives:
+    """Squared distances of all anchor-positive pairs against the sorted negatives of their anchors."""
+
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
+        distance = _distances(features, labels)
+        same = same_class(labels)
+        self.negatives = (~same).sum(dim=1)
+        self.values, self.order = distance.masked_fill(same, torch.inf).sort(dim=1, stable=True)
+        self.anchor, self.positive = same.fill_diagonal_(False).nonzero(as_tuple=True)
+        self.to_positive = distance[self.anchor, self.positive]
+        # Column of a pair within its anchor's row, so that one batched bisection serves all pairs.
+        per_anchor = same.sum(dim=1)
+        self._slot = torch.arange(len(self.anchor), device=labels.device)
+        self._slot -= (per_anchor.cumsum(dim=0) - per_anchor)[self.anchor]
+        self._width = int(per_anchor.max())
+
+    def below(self, bound: Tensor, inclusive: bool) -> Tensor:
+        """For each pair the number of negatives of its anchor with D2_an < bound (<= bound if inclusive)."""
+        table = bound.new_zeros(len(self.values), self._width)
+        table[self.anchor, self._slot] = bound
+        return torch.searchsorted(self.values, table, right=inclusive)[self.anchor, self._slot]
+
+
+@torch.no_grad()
+def semi_hard_triplets(
+    features: Tensor,
+    labels: Tensor,
+    margin: float,
+    pick: str = "random",
+    generator: torch.Generator | None = None,
+) -> Triplets:
+    """FaceNet's semi-hard negatives (sec. 3.2, eq. 3): D2_ap < D2_an < D2_ap + margin, squared distances.
+
+    `features` (B, d) are taken as they are (FaceNet's are unit vectors), `labels` (B,), `margin` > 0 in units
+    of squared distance. For every anchor-positive pair that has semi-hard negatives one is chosen:
+    `pick="random"` uniformly with `generator`, `pick="hardest"` the nearest. Pairs that have none give no
+    triplet, so the result may be empty.
+    """
+    check_choice(pick, "pick", ("random", "hardest"))
+    check_number(margin, "margin")
+    pairs = _SortedNegatives(features, labels)
+    low = pairs.below(pairs.to_positive, inclusive=True)
+    high = pairs.below(pairs.to_positive + margin, inclusive=False)
+    keep = (low < high).nonzero().squeeze(1)
+    low, count, anchor = low[keep], (high - low)[keep], pairs.anchor[keep]
+    chosen = low if pick == "hardest" else low + _uniform_index(count, generator)
+    return Triplets(anchor, pairs.positive[keep], pairs.order[anchor, chosen])
+
+
+@torch.no_grad()
+def hardest_triplets(features: Tensor, labels: Tensor) -> Triplets:
+    """Every anchor-positive pair with its anchor's hardest negative, argmin_n D2_an (FaceNet sec. 3.2)."""
+    distance = _distances(features, labels)
+    nearest = distance.masked_fill(same_class(labels), torch.inf).argmin(dim=1)
+    anchor, positive = anchor_positive_pairs(labels)
+    return Triplets(anchor, positive, nearest[anchor])
+
+
+@torch.no_grad()
+def batch_hard_triplets(features: Tensor, labels: Tensor) -> Triplets:
+    """One triplet per anchor: farthest positive and nearest negative (Hermans, Beyer and Leibe 2017, eq. 5).
+
+    In a P x K batch every sample is an anchor. In any other batch the samples without a positive are left
+    out.
+    """
+    distance = _distances(features, labels)
+    same = same_class(labels)
+    negative = distance.masked_fill(same, torch.inf).argmin(dim=1)
+    others = same.fill_diagonal_(False)
+    positive = distance.masked_fill(~others, -1.0).argmax(dim=1)
+    anchor = others.any(dim=1).nonzero().squeeze(1)
+    return Triplets(anchor, positive[anchor], negative[anchor])
+
+
+def triplet_category(squared_ap: Tensor, squared_an: Tensor, margin: float) -> Tensor:
+    """Class of triplets by squared distances (broadcast): uint8 EASY = 0, SEMI_HARD = 1, HARD = 2."""
+    check_number(margin, "margin")
+    hard = squared_an <= squared_ap
+    easy = squared_an >= squared_ap + margin
+    # A margin lost in rounding (ap + margin == ap) makes both true at equality; that triplet is hard.
+    category = torch.where(hard, HARD, torch.where(easy, EASY, SEMI_HARD))
+    return category.to(torch.uint8)
+
+
+@torch.no_grad()
+def count_triplets(features: Tensor, labels: Tensor, margin: float) -> TripletCounts:
+    """Exact sizes of the partition easy / semi-hard / hard over all valid triplets, without listing them."""
+    check_number(margin, "margin")
+    pairs = _SortedNegatives(features, labels)
+    hard = pairs.below(pairs.to_positive, inclusive=True)
+    active = torch.maximum(pairs.below(pairs.to_positive + margin, inclusive=False), hard)
+    total = int(pairs.negatives[pairs.anchor].sum())
+    hard_total, active_total = int(hard.sum()), int(active.sum())
+    return TripletCounts(total - active_total, active_total - hard_total, hard_total)

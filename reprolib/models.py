@@ -1,0 +1,127 @@
+"""What learns: the papers' small networks, and a compact one that trains in seconds on two CPU cores.
+
+Every network maps images (N, channels, height, width), uint8 in [0, 255] or float already scaled, to embeddings
+(N, embedding_dim), not normalised: normalisation belongs to the losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+NAMES = ("compact", "lenets++", "normface")
+
+
+def scale_pixels(images: Tensor) -> Tensor:
+    """(pixel - 127.5) / 128 for uint8 images, as in the center-loss code; float images pass unchanged."""
+    if images.dtype == torch.uint8:
+        return images.float().sub_(127.5).div_(128.0)
+    if not images.is_floating_point():
+        raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")
+    return images
+
+
+class EmbeddingNet(nn.Module):
+    """Convolutions, then a head of fully connected layers that ends in the embedding."""
+
+    def __init__(self, convolutions: nn.Module, head: nn.Module, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.convolutions, self.head, self.image_shape = convolutions, head, image_shape
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeddings (N, embedding_dim) of images (N, *image_shape)."""
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
+            raise ValueError(f"images must have shape (N, {self.image_shape}), got {tuple(images.shape)}")
+        scaled = scale_pixels(images).contiguous(memory_format=torch.channels_last)
+        return self.head(self.convolutions(scaled).flatten(1))
+
+
+def _flat_size(convolutions: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    training = convolutions.training
+    convolutions.eval()
+    with torch.no_grad():
+        size = convolutions(torch.zeros(1, *image_shape)).flatten(1).shape[1]
+    convolutions.train(training)
+    return size
+
+
+def compact(
+    embedding_dim: int,
+    image_shape: tuple[int, int, int] = (1, 28, 28),
+    widths: Sequence[int] = (16, 48, 96),
+    hidden: int = 128,
+) -> EmbeddingNet:
+    """Strided 5x5, 5x5, 3x3 convolutions with BatchNorm and ReLU, FC ``hidden`` + BatchNorm + PReLU, FC embedding.
+
+    The hidden layer is what makes a 2-D embedding trainable; ReLU does not touch the embedding, so that features may
+    take any direction (SphereFace, appendix C).
+    """
+    layers: list[nn.Module] = []
+    channels = image_shape[0]
+    for width, kernel in zip(widths, (5, 5, 3), strict=True):
+        layers += [
+            nn.Conv2d(channels, width, kernel, stride=2, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        ]
+        channels = width
+    convolutions = nn.Sequential(*layers)
+    head = nn.Sequential(
+        nn.Linear(_flat_size(convolutions, image_shape), hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.PReLU(hidden),
+        nn.Linear(hidden, embedding_dim),
+    )
+    return EmbeddingNet(convolutions, head, image_shape)
+
+
+def _stage(channels: int, width: int, kernel: int, depth: int, pool: nn.Module) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [nn.Conv2d(channels, width, kernel, padding=kernel // 2), nn.PReLU(width)]
+        channels = width
+    return [*layers, pool]
+
+
+def lenets_plus_plus(embedding_dim: int = 2, image_shape: tuple[int, int, int] = (1, 28, 28)) -> EmbeddingNet:
+    """LeNets++ (center loss, Table 1): (5,32)/1,2 x2, (5,64)/1,2 x2, (5,128)/1,2 x2, each pooled 2/2; PReLU."""
+    layers: list[nn.Module] = []
+    channels = image_shape[0]
+    for width in (32, 64, 128):
+        layers += _stage(channels, width, 5, 2, nn.MaxPool2d(2, 2))
+        channels = width
+    convolutions = nn.Sequential(*layers)
+    head = nn.Sequential(nn.Linear(_flat_size(convolutions, image_shape), embedding_dim), nn.PReLU(embedding_dim))
+    return EmbeddingNet(convolutions, head, image_shape)
+
+
+def normface_net(embedding_dim: int = 3, image_shape: tuple[int, int, int] = (1, 28, 28)) -> EmbeddingNet:
+    """NormFace's MNIST net: 3x3 convolutions 32, 32, 64, 64, 128, 128 with PReLU, pooling 2/2, 2/2, 3/2, then FC."""
+    pools = (nn.MaxPool2d(2, 2), nn.MaxPool2d(2, 2), nn.MaxPool2d(3, 2))
+    layers: list[nn.Module] = []
+    channels = image_shape[0]
+    for width, pool in zip((32, 64, 128), pools, strict=True):
+        layers += _stage(channels, width, 3, 2, pool)
+        channels = width
+    convolutions = nn.Sequential(*layers)
+    head = nn.Sequential(nn.Linear(_flat_size(convolutions, image_shape), embedding_dim))
+    return EmbeddingNet(convolutions, head, image_shape)
+
+
+def build(name: str, embedding_dim: int, image_shape: tuple[int, int, int] = (1, 28, 28)) -> EmbeddingNet:
+    """The network called ``name`` (one of ``NAMES``), initialised from the global generator.
+
+    Raises:
+        ValueError: for an unknown name or ``embedding_dim`` < 1.
+    """
+    if embedding_dim < 1:
+        raise ValueError(f"the embedding dimension must be at least 1, got {embedding_dim}")
+    if name == "compact":
+        return compact(embedding_dim, image_shape)
+    if name == "lenets++":
+        return lenets_plus_plus(embedding_dim, image_shape)
+    if name == "normface":
+        return normface_net(embedding_dim, image_shape)
+    raise ValueError(f"unknown network {name!r}; allowed are {', '.join(NAMES)}")

@@ -1,0 +1,289 @@
+"""How it is shown: one theme, one class palette, one function per kind of figure.
+
+Every function draws on an ``Axes`` it is given (or makes one) and returns it, so that figures are composed in the
+notebooks and tested by their artists. Class i has the same colour in every notebook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+# Okabe-Ito's eight and two more of clearly different lightness: distinguishable with the common colour deficiencies.
+CLASS_COLORS = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#8C6D00",
+    "#332288",
+    "#7F7F7F",
+    "#AA0033",
+)
+GENUINE_COLOR, IMPOSTOR_COLOR = "#009E73", "#D55E00"
+LINE_STYLES = ("-", "--", "-.", ":")
+
+
+def use_theme() -> None:
+    """Set the suite's seaborn/matplotlib theme; called once by ``experiment.start``."""
+    sns.set_theme(
+        context="notebook",
+        style="ticks",
+        rc={
+            "figure.dpi": 90,
+            "figure.figsize": (7.0, 4.2),
+            "figure.constrained_layout.use": True,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 11,
+            "axes.labelsize": 10,
+            "legend.fontsize": 9,
+            "legend.frameon": False,
+            "lines.linewidth": 1.8,
+            "font.size": 10,
+            "svg.hashsalt": "reprolib",
+        },
+    )
+
+
+def class_color(index: int) -> str:
+    """Colour of class ``index``; beyond ten classes the palette repeats."""
+    return CLASS_COLORS[index % len(CLASS_COLORS)]
+
+
+def _array(values) -> np.ndarray:
+    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+
+
+def _axes(ax: Axes | None) -> Axes:
+    return plt.subplots()[1] if ax is None else ax
+
+
+def features_2d(
+    features,
+    labels,
+    weight=None,
+    *,
+    ax: Axes | None = None,
+    title: str = "",
+    normalize: bool = False,
+    max_points: int = 3000,
+    legend: bool = True,
+    names: Sequence[str] | None = None,
+) -> Axes:
+    """Scatter of 2-D features (N, 2) by class, the origin marked, and a ray along each class weight (C, 2).
+
+    With ``normalize`` the features are drawn on the unit circle, where only their angles remain.
+    """
+    ax = _axes(ax)
+    points, classes = _array(features), _array(labels)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"features must have shape (N, 2), got {points.shape}")
+    if normalize:
+        points = points / np.linalg.norm(points, axis=1, keepdims=True)
+    if len(points) > max_points:
+        keep = np.random.default_rng(0).choice(len(points), max_points, replace=False)
+        points, classes = points[keep], classes[keep]
+    present = np.unique(classes)
+    for value in present:
+        chosen = points[classes == value]
+        ax.scatter(chosen[:, 0], chosen[:, 1], s=5, alpha=0.5, linewidths=0, color=class_color(int(value)))
+    reach = float(np.quantile(np.linalg.norm(points, axis=1), 0.995)) * 1.08
+    if weight is not None:
+        rays = _array(weight)
+        rays = rays / np.linalg.norm(rays, axis=1, keepdims=True) * reach
+        for index, ray in enumerate(rays):
+            ax.plot([0, ray[0]], [0, ray[1]], color=class_color(index), linewidth=1.2, alpha=0.9)
+    ax.plot(0, 0, marker="+", color="black", markersize=9)
+    ax.set_aspect("equal")
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), title=title, xlabel="feature 1", ylabel="feature 2")
+    if legend:
+        class_legend(ax, present, names)
+    return ax
+
+
+def class_legend(ax: Axes, classes: Sequence[int], names: Sequence[str] | None = None) -> None:
+    """A compact legend of class colours to the right of ``ax``."""
+    handles = [
+        Line2D([], [], marker="o", linestyle="", markersize=5, color=class_color(int(value)), label=text)
+        for value, text in ((v, str(v) if names is None else names[int(v)]) for v in classes)
+    ]
+    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.1)
+
+
+def features_on_sphere(features, labels, *, ax: Axes | None = None, title: str = "", max_points: int = 2500) -> Axes:
+    """3-D features (N, 3), normalised, on the unit sphere (``ax`` must be a 3-D axes if given)."""
+    points, classes = _array(features), _array(labels)
+    if points.ndim != 2 or points.shape[1] != 3:
+        raise ValueError(f"features must have shape (N, 3), got {points.shape}")
+    if ax is None:
+        ax = plt.figure(figsize=(5, 5)).add_subplot(projection="3d")
+    points = points / np.linalg.norm(points, axis=1, keepdims=True)
+    if len(points) > max_points:
+        keep = np.random.default_rng(0).choice(len(points), max_points, replace=False)
+        points, classes = points[keep], classes[keep]
+    azimuth, height = np.mgrid[0 : 2 * np.pi : 25j, 0 : np.pi : 13j]
+    mesh = (np.cos(azimuth) * np.sin(height), np.sin(azimuth) * np.sin(height), np.cos(height))
+    ax.plot_wireframe(*mesh, color="#BBBBBB", linewidth=0.3, alpha=0.6)
+    for value in np.unique(classes):
+        chosen = points[classes == value]
+        ax.scatter(*chosen.T, s=4, alpha=0.6, linewidths=0, color=class_color(int(value)), depthshade=True)
+    ax.set_box_aspect((1, 1, 1))
+    ax.set_axis_off()
+    ax.set_title(title)
+    return ax
+
+
+def curves(
+    x,
+    ys: Mapping[str, Sequence[float]],
+    *,
+    ax: Axes | None = None,
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    logx: bool = False,
+    logy: bool = False,
+) -> Axes:
+    """Lines y(x), one per name; colour and line style both differ, so that they survive grey printing."""
+    ax = _axes(ax)
+    for index, (name, y) in enumerate(ys.items()):
+        style = LINE_STYLES[index % len(LINE_STYLES)]
+        ax.plot(_array(x), _array(y), color=class_color(index), linestyle=style, label=name)
+    if logx:
+        ax.set_xscale("log")
+    if logy:
+        ax.set_yscale("log")
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    if len(ys) > 1:
+        ax.legend()
+    return ax
+
+
+def sweep(
+    settings: Sequence,
+    values,
+    *,
+    ax: Axes | None = None,
+    label: str | None = None,
+    color: str | None = None,
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+) -> Axes:
+    """Mean +- s.d. over seeds for each setting, every seed a dot; ``values`` has shape (settings, seeds).
+
+    Settings are equally spaced categories, so that a value such as 'learned' may stand among numbers.
+    """
+    ax = _axes(ax)
+    table = _array(values).astype(float)
+    if table.ndim != 2 or len(table) != len(settings):
+        raise ValueError(f"values must have shape ({len(settings)}, seeds), got {table.shape}")
+    color = class_color(0) if color is None else color
+    place = np.arange(len(settings))
+    spread = table.std(axis=1, ddof=1) if table.shape[1] > 1 else np.zeros(len(table))
+    ax.errorbar(place, table.mean(axis=1), yerr=spread, color=color, marker="o", markersize=5, capsize=3, label=label)
+    for column in table.T:
+        ax.scatter(place, column, s=9, color=color, alpha=0.4, linewidths=0)
+    ax.set_xticks(place, [str(setting) for setting in settings])
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    if label is not None:
+        ax.legend()
+    return ax
+
+
+def score_histograms(
+    genuine,
+    impostor,
+    *,
+    ax: Axes | None = None,
+    title: str = "",
+    xlabel: str = "cosine similarity",
+    bins: int = 60,
+) -> Axes:
+    """Densities of genuine and impostor scores (or angles) on common bins."""
+    ax = _axes(ax)
+    same, different = _array(genuine), _array(impostor)
+    edges = np.histogram_bin_edges(np.concatenate([same, different]), bins=bins)
+    ax.hist(same, bins=edges, density=True, alpha=0.55, color=GENUINE_COLOR, label=f"genuine ({len(same):,})")
+    ax.hist(
+        different,
+        bins=edges,
+        density=True,
+        alpha=0.55,
+        color=IMPOSTOR_COLOR,
+        label=f"impostor ({len(different):,})",
+    )
+    ax.set(title=title, xlabel=xlabel, ylabel="density")
+    ax.legend()
+    return ax
+
+
+def roc(
+    curves_by_name: Mapping[str, tuple], *, ax: Axes | None = None, title: str = "", far_floor: float = 1e-4
+) -> Axes:
+    """ROC curves (FAR, TAR arrays by name) with FAR on a log axis from ``far_floor`` to 1."""
+    ax = _axes(ax)
+    for index, (name, (far, tar)) in enumerate(curves_by_name.items()):
+        style = LINE_STYLES[index % len(LINE_STYLES)]
+        ax.step(
+            np.maximum(_array(far), far_floor),
+            _array(tar),
+            where="post",
+            color=class_color(index),
+            linestyle=style,
+            label=name,
+        )
+    ax.set_xscale("log")
+    ax.set(xlim=(far_floor, 1.0), ylim=(0.0, 1.01), title=title, xlabel="FAR", ylabel="TAR")
+    ax.legend(loc="lower right")
+    return ax
+
+
+def heatmap(
+    matrix,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    ax: Axes | None = None,
+    title: str = "",
+    fmt: str = ".2f",
+) -> Axes:
+    """An annotated table of numbers as colours."""
+    ax = _axes(ax)
+    sns.heatmap(
+        _array(matrix),
+        annot=True,
+        fmt=fmt,
+        xticklabels=columns,
+        yticklabels=rows,
+        cmap="viridis",
+        cbar=False,
+        ax=ax,
+    )
+    ax.set_title(title)
+    ax.grid(False)
+    return ax
+
+
+def image_row(images, titles: Sequence[str] | None = None, *, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
+    """Grey images (n, height, width) or (n, 1, height, width) side by side."""
+    pictures = _array(images)
+    pictures = pictures[:, 0] if pictures.ndim == 4 else pictures
+    if axes is None:
+        axes = plt.subplots(1, len(pictures), figsize=(1.4 * len(pictures), 1.8), squeeze=False)[1][0]
+    for index, (ax, picture) in enumerate(zip(axes, pictures, strict=True)):
+        ax.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        ax.set_axis_off()
+        if titles is not None:
+            ax.set_title(titles[index], fontsize=9)
+    return axes

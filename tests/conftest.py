@@ -1,0 +1,55 @@
+"""Settings of the whole test session: the smoke profile, folders of its own, and what nbval compares."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+_VARIABLES = ("REPROLIB_PROFILE", "REPROLIB_RESULTS", "REPROLIB_CACHE", "PYTHONPATH")
+
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("suite")
+
+
+class CompareWithoutStderr:
+    """nbval compares what a cell prints and shows, not its warnings.
+
+    A plugin and not a hook of this file, because a conftest speaks for the notebooks' folder only from there.
+    """
+
+    def pytest_collectstart(self, collector: pytest.Collector) -> None:
+        if hasattr(collector, "skip_compare") and "stderr" not in collector.skip_compare:
+            collector.skip_compare += ("stderr",)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(CompareWithoutStderr())
+    # The path in pyproject.toml is relative to it, whatever folder pytest is called from.
+    config.option.nbval_sanitize_with = str(ROOT / "tests" / "sanitize.cfg")
+    folder = Path(tempfile.mkdtemp(prefix="reprolib-tests-"))
+    config.stash[_FOLDER] = folder
+    config.stash[_BEFORE] = {name: os.environ.get(name) for name in _VARIABLES}
+    os.environ["REPROLIB_PROFILE"] = "smoke"
+    os.environ["REPROLIB_RESULTS"] = str(folder / "results")
+    os.environ["REPROLIB_CACHE"] = str(folder / "cache")
+    # The kernels of nbval start in the notebooks' folder.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(config.stash[_FOLDER], ignore_errors=True)
+    for name, value in config.stash[_BEFORE].items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+_FOLDER = pytest.StashKey[Path]()
+_BEFORE = pytest.StashKey[dict]()

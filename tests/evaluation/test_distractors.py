@@ -1,0 +1,147 @@
+"""MegaFace's protocols against the plain matrix of all cosines."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from reprolib.evaluation import distractor_identification, distractor_verification, distractors, tar_at_far
+
+
+def unit(values):
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+def problem(probes=40, others=300, dimension=8, noise=0.5, seed=0, dtype=np.float64):
+    generator = np.random.default_rng(seed)
+    a = generator.normal(size=(probes, dimension))
+    b = a + noise * generator.normal(size=a.shape)
+    return tuple(x.astype(dtype) for x in (a, b, 3 * generator.normal(size=(others, dimension))))
+
+
+def plain_ranks(a, b, others):
+    a, b, others = (unit(x.astype(np.float64)) for x in (a, b, others))
+    return 1 + (a @ others.T >= (a * b).sum(1, keepdims=True)).sum(1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("block", [7, 64, 1 << 22])
+def test_identification_against_all_cosines(monkeypatch, dtype, block):
+    monkeypatch.setattr(distractors, "_BLOCK", block)
+    a, b, others = problem(noise=1.2, dtype=dtype)
+    ranks = plain_ranks(a, b, others)
+    assert 0.1 < np.mean(ranks == 1) < 0.9
+    for k in (1, 3, 10):
+        assert distractor_identification(a, b, others, k=k) == np.mean(ranks <= k)
+    sizes = [300, 1, 10, 10, 77]
+    for k in (1, 3, 20):
+        for size, estimate in zip(sizes, distractor_identification(a, b, others, k=k, sizes=sizes), strict=True):
+            assert estimate == np.mean(plain_ranks(a, b, others[:size]) <= k)
+            assert estimate.count == 40 and f"{size} distractors" in estimate.method
+
+
+def test_by_pencil():
+    # cosines with the probe: mate 0.8, distractors 0.6 and 1
+    probe, mate = np.array([[2.0, 0.0]]), np.array([[0.8, 0.6]])
+    others = np.array([[3.0, 4.0], [5.0, 0.0]])
+    assert distractor_identification(probe, mate, others, sizes=[1, 2]) == [1.0, 0.0]
+    assert distractor_identification(probe, mate, others, k=2) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dimension", [2, 3, 64, 511])
+def test_a_distractor_equal_to_the_mate_is_a_failure(dtype, dimension):
+    a, b, others = problem(25, 100, dimension, noise=0.1, dtype=dtype)
+    # 3 b is rounded differently from b, yet its direction is the same to rounding
+    for copies in (b, 3 * b):
+        everyone = np.concatenate((others, copies[:5]))
+        found = plain_ranks(a, b, everyone) == 1
+        found[:5] = False
+        assert distractor_identification(a, b, everyone) == np.mean(found)
+        if dimension >= 64:
+            # only its own copy comes near a mate, and counts once: the mate has rank 2
+            assert distractor_identification(a, b, copies) == 0
+            assert distractor_identification(a, b, copies, k=2) == 1
+
+
+@pytest.mark.parametrize("change", [3e-6, 1e-4])
+def test_a_close_call_is_decided_beyond_the_product(change):
+    # 3e-6 is inside the band where a float32 product of 512 terms is not trusted, 1e-4 is outside
+    generator = np.random.default_rng(5)
+    probe = unit(generator.normal(size=(1, 512)))
+    aside = generator.normal(size=(1, 512))
+    aside = unit(aside - (aside @ probe.T) * probe)
+
+    def at(cosine):
+        return (cosine * probe + (1 - cosine**2) ** 0.5 * aside).astype(np.float32)
+
+    probe32, mate = probe.astype(np.float32), at(0.8)
+    assert distractor_identification(probe32, mate, at(0.8 - change)) == 1
+    assert distractor_identification(probe32, mate, at(0.8 + change)) == 0
+
+
+@pytest.mark.parametrize("block", [16, 1 << 22])
+def test_verification_is_tar_at_far(monkeypatch, block):
+    monkeypatch.setattr(distractors, "_BLOCK", block)
+    a, b, others = problem(30, 200)
+    genuine = (unit(a) * unit(b)).sum(1)
+    fars = [1 / 6000, 1e-3, 0.5, 0.02, 1.0]
+    ours = distractor_verification(genuine, a, others, fars)
+    theirs = tar_at_far(genuine, (unit(a) @ unit(others).T).ravel(), fars)
+    assert [e.as_dict() for e in ours] == [e.as_dict() for e in theirs]
+    assert distractor_verification(genuine, a, others, 1e-3) == ours[1]
+    assert not ours[1].supported and ours[3].supported
+
+
+def test_memory_mapped_and_other_kinds(tmp_path):
+    a, b, others = problem(dtype=np.float32)
+    expected = distractor_identification(a, b, others)
+    np.save(tmp_path / "others.npy", others)
+    assert distractor_identification(a, b, np.load(tmp_path / "others.npy", mmap_mode="r")) == expected
+    tensors = (torch.from_numpy(x) for x in (a, b, others))
+    assert distractor_identification(*tensors) == expected
+    assert distractor_identification(a, b, torch.from_numpy(others)[:, :].flip(0)) == expected
+    assert distractor_identification(a, b, others[::-1]) == expected
+    half = [torch.from_numpy(x).half() for x in (a, b, others)]
+    assert distractor_identification(*half) == np.mean(plain_ranks(*(x.numpy() for x in half)) == 1)
+
+
+def test_norms_do_not_matter():
+    a, b, others = problem()
+    generator = np.random.default_rng(1)
+    scaled = [x * np.exp2(generator.integers(-300, 300, (len(x), 1))) for x in (a, b, others)]
+    assert distractor_identification(*scaled) == distractor_identification(a, b, others)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda a, b, o: (a, b[:3], o), ValueError, "P, d"),
+        (lambda a, b, o: (a, b, o[:, :3]), ValueError, "N, d"),
+        (lambda a, b, o: (a, b, o[:0]), ValueError, "rows"),
+        (lambda a, b, o: (a[0], b, o), ValueError, "rows"),
+        (lambda a, b, o: (a, b, o.astype(int)), TypeError, "floating"),
+        (lambda a, b, o: (a, b, np.where(o == o[7, 3], np.nan, o)), ValueError, "distractors hold NaN"),
+        (lambda a, b, o: (0 * a, b, o), ValueError, "probes hold a zero"),
+        (lambda a, b, o: (a, b * np.inf, o), ValueError, "mates hold NaN"),
+    ],
+)
+def test_wrong_input_is_named(change, error, words):
+    with pytest.raises(error, match=words):
+        distractor_identification(*change(*problem()))
+
+
+def test_wrong_options_are_named():
+    a, b, others = problem()
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        distractor_identification(a, b, others, k=0)
+    for sizes in ([0], [301]):
+        with pytest.raises(ValueError, match="between 1 and 300"):
+            distractor_identification(a, b, others, sizes=sizes)
+    with pytest.raises(ValueError, match="empty"):
+        distractor_identification(a, b, others, sizes=[])
+    with pytest.raises(ValueError, match="share d"):
+        distractor_verification(a[:, 0], a, others[:, :2], 0.1)
+    with pytest.raises(ValueError, match="far"):
+        distractor_verification(a[:, 0], a, others, 0)

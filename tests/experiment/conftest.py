@@ -1,0 +1,22 @@
+"""The tiny suite in a temporary folder, with the environment that makes it the current one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fixture_suite import Suite
+
+
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    made = Suite(tmp_path / "suite")
+    monkeypatch.setenv("REPROLIB_ROOT", str(made.root))
+    monkeypatch.setenv("REPROLIB_PROFILES", str(made.root / "profiles"))
+    monkeypatch.setenv("REPROLIB_RESULTS", str(made.results))
+    monkeypatch.setenv("REPROLIB_CACHE", str(made.cache))
+    monkeypatch.setenv("REPROLIB_DATA", str(made.root / "data"))
+    monkeypatch.setenv("REPROLIB_DEVICE", "cpu")
+    monkeypatch.delenv("REPROLIB_PROFILE", raising=False)
+    monkeypatch.delenv("REPROLIB_FINAL", raising=False)
+    return made

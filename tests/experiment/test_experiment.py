@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from reprolib import experiment
+from reprolib.experiment import UsageError, pick_device
+from reprolib.theory import checks
+
+LITERALS = {"profile": "standard", "dataset": "digits", "seeds": [0, 1, 2], "rate": 0.5, "steps": 3}
+
+
+@pytest.fixture
+def begin(suite):
+    """Starts the fixture notebook in a namespace with these literals."""
+    started = []
+
+    def begin(namespace=None, **changes):
+        space = {**LITERALS, **changes} if namespace is None else namespace
+        started.append(experiment.start("90_fixture", space))
+        return started[-1], space
+
+    yield begin
+    for run in started:
+        run.close()
+
+
+def one_is_one(id="90.one"):
+    return checks.check_identity(1.0, 1.0, id=id, statement="one is one", source="eq. (1)")
+
+
+def claim(run, id="F-1", **changes):
+    texts = {"paper": "Fixture", "statement": "x is large", "source": "Table 1", "criterion": "x above 1"}
+    run.claim(id, **{**texts, "decide": lambda measured: measured["x"] > 1, **changes})
+
+
+def test_start_resolves_seeds_and_says_so_in_one_stable_line(begin, capsys, monkeypatch):
+    monkeypatch.setenv("REPROLIB_PROFILE", "smoke")
+    run, namespace = begin(steps=7)
+    assert capsys.readouterr().out == "90_fixture | profile smoke | dataset digits | seeds 0, 1\n"
+    expected = {"profile": "smoke", "dataset": "digits", "seeds": [0, 1], "rate": 0.25, "steps": 7}
+    assert vars(run.parameters) == expected
+    assert (run.profile, run.seeds, run.device) == ("smoke", (0, 1), torch.device("cpu"))
+    # The names of the parameters cell mean the final values, too.
+    assert {name: namespace[name] for name in expected} == expected
+
+
+def test_start_seeds_every_generator(begin):
+    draws = []
+    for _ in range(2):
+        begin(seeds=[5])
+        draws.append([random.random(), float(np.random.rand()), float(torch.rand(()))])
+    begin(seeds=[6])
+    assert draws[0] == draws[1] != [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nosuch": 1}, "unknown parameter 'nosuch'"),
+        ({"steps": 1.5}, "'steps' must be of type int"),
+        ({"profile": "fast"}, "unknown profile 'fast'"),
+        ({"dataset": "imagenet"}, "mnist, fashion_mnist, digits"),
+    ],
+)
+def test_start_refuses_a_wrong_parameter(begin, changes, message):
+    with pytest.raises(UsageError, match=message):
+        begin(**changes)
+
+
+def test_start_refuses_an_unknown_notebook(suite):
+    with pytest.raises(UsageError, match="no block for notebook '91_nosuch'"):
+        experiment.start("91_nosuch", dict(LITERALS))
+
+
+def test_the_setup_cell_can_run_again(begin):
+    first, namespace = begin()
+    one_is_one()
+    namespace["accuracy"] = 0.5
+    second, _ = begin(namespace)
+    one_is_one()
+    assert len(second.record.checks) == 1
+    # The run before does not listen any more.
+    assert len(first.record.checks) == 1
+    with pytest.raises(UsageError, match="'accuracy'"):
+        begin(accuracy=0.5)
+
+
+def test_device_is_chosen_by_the_environment(monkeypatch):
+    monkeypatch.setenv("REPROLIB_DEVICE", "cpu")
+    assert pick_device() == torch.device("cpu")
+    monkeypatch.setenv("REPROLIB_DEVICE", "nosuch")
+    with pytest.raises(UsageError, match="'nosuch'"):
+        pick_device()
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("REPROLIB_DEVICE", "cuda")
+        with pytest.raises(UsageError, match="cannot be used"):
+            pick_device()
+        monkeypatch.delenv("REPROLIB_DEVICE")
+        assert pick_device() == torch.device("cpu")
+
+
+def test_finish_writes_the_record(begin, suite, capsys):
+    run, _ = begin()
+    claim(run, min_seeds=3, paper_value=2.5)
+    error = one_is_one()
+    shown = run.table("t", "A table", ["seed", "x"], [[0, 0.123456], [1, None]])
+    assert repr(shown) == "A table\nseed  x\n----  ------\n0     0.1235\n1     –"
+    assert run.judge("F-1", {"x": 3.0}, seeds=run.seeds) == "reproduced"
+    capsys.readouterr()
+    run.finish()
+    assert capsys.readouterr().out == "recorded 1 checks, 1 claims, 1 tables\n"
+    text = (suite.results / "standard" / "90_fixture.json").read_text(encoding="utf-8")
+    document = json.loads(text)
+    assert text == json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    assert document["seconds"] > 0
+    assert set(document["environment"]) == {"python", "platform", "packages", "device", "threads"}
+    del document["seconds"], document["environment"]
+    assert document["checks"][0].pop("detail") == {"elements": 1}
+    assert document == {
+        "notebook": "90_fixture",
+        "profile": "standard",
+        "parameters": LITERALS,
+        "checks": [
+            {
+                "id": "90.one",
+                "statement": "one is one",
+                "source": "eq. (1)",
+                "kind": "identity",
+                "measured": error,
+                "tolerance": 1e-12,
+                "passed": True,
+            }
+        ],
+        "claims": [
+            {
+                "id": "F-1",
+                "paper": "Fixture",
+                "statement": "x is large",
+                "source": "Table 1",
+                "criterion": "x above 1",
+                "paper_value": 2.5,
+                "measured": {"x": 3.0},
+                "seeds": [0, 1, 2],
+                "verdict": "reproduced",
+            }
+        ],
+        "tables": [{"id": "t", "title": "A table", "columns": ["seed", "x"], "rows": [[0, 0.123456], [1, None]]}],
+    }
+
+
+def test_finish_refuses_an_unjudged_claim_and_writes_nothing(begin, suite):
+    run, _ = begin()
+    claim(run)
+    with pytest.raises(RuntimeError, match="'F-1' was declared but not judged"):
+        run.finish()
+    assert not suite.results.exists()
+
+
+def test_finish_refuses_a_failed_check_and_writes_nothing(begin, suite):
+    run, _ = begin()
+    with pytest.raises(AssertionError):
+        checks.check_identity(1.0, 2.0, id="90.wrong", statement="one is two", source="eq. (2)")
+    with pytest.raises(RuntimeError, match=r"check '90.wrong' did not pass"):
+        run.finish()
+    assert not suite.results.exists()
+
+
+def test_duplicate_ids_raise(begin):
+    run, _ = begin()
+    one_is_one()
+    claim(run)
+    run.table("t", "T", ["a"], [[1]])
+    with pytest.raises(ValueError, match=r"'90.one' is already"):
+        one_is_one()
+    with pytest.raises(ValueError, match="'F-1' is already"):
+        claim(run)
+    with pytest.raises(ValueError, match="'t' is already"):
+        run.table("t", "T", ["a"], [[1]])
+
+
+def test_unknown_ids_and_infinite_numbers_raise(begin):
+    run, _ = begin()
+    claim(run)
+    with pytest.raises(ValueError, match="'F-2' was not declared; declared are: F-1"):
+        run.judge("F-2", {"x": 1.0})
+    with pytest.raises(ValueError, match="finite"):
+        run.judge("F-1", {"x": math.nan})
+    with pytest.raises(ValueError, match="no table 'nosuch'"):
+        run.show_table("nosuch")
+
+
+def test_views_choose_by_prefix(begin):
+    run, _ = begin()
+    one_is_one("90.a-one")
+    one_is_one("90.b-one")
+    claim(run, "F-1")
+    claim(run, "G-1")
+    assert [row[0] for row in run.show_checks("90.b").rows] == ["90.b-one"]
+    assert [row[-1] for row in run.show_checks(measured=False).rows] == ["passed", "passed"]
+    assert [row[0] for row in run.show_claims("G").rows] == ["G-1"]
+
+
+def test_cached_runs_are_shared_between_runs(begin, suite):
+    class Counter:
+        calls = 0
+
+        def __call__(self):
+            self.calls += 1
+            return {"x": torch.ones(2)}
+
+    compute = Counter()
+    for _ in range(2):
+        run, _ = begin()
+        assert torch.equal(run.cached("ones", {"seed": 0}, compute)["x"], torch.ones(2))
+    assert compute.calls == 1
+    assert len(list(suite.cache.iterdir())) == 1

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from reprolib.experiment.paths import UsageError
+from reprolib.experiment.report import (
+    changed_parameters,
+    list_claims,
+    load_records,
+    markdown_report,
+    overview,
+    write_report,
+)
+
+PARAMETERS = {"profile": "standard", "dataset": "digits", "seeds": [0, 1, 2], "rate": 0.5, "steps": 3}
+
+
+def document(notebook="90_fixture", profile="standard", **parameters):
+    check = {"id": "90.one", "statement": "one", "source": "(1)", "kind": "bound"}
+    claim = {"paper": "Fixture 2020", "source": "Table 1", "criterion": "x above 1"}
+    claim |= {"paper_value": 3.0, "seeds": [0]}
+    verdicts = ("reproduced", "reproduced", "inconclusive")
+    return {
+        "notebook": notebook,
+        "profile": profile,
+        "parameters": {**PARAMETERS, "profile": profile, **parameters},
+        "seconds": 12.4,
+        "environment": {"device": "cpu"},
+        "checks": [{**check, "measured": 2e-10, "tolerance": 1e-9, "passed": True}],
+        "claims": [
+            {**claim, "id": f"F-{n}", "statement": f"claim {n}", "measured": {"x": 2.5}, "verdict": verdict}
+            for n, verdict in enumerate(verdicts)
+        ],
+        "tables": [{"id": "t", "title": "A table", "columns": ["a"], "rows": [[0.25]]}],
+    }
+
+
+def write(suite, content, profile="standard", name="90_fixture"):
+    path = suite.results / profile / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+
+
+def test_overview_counts_and_marks_changed_parameters(suite):
+    write(suite, document())
+    write(suite, document("91_other", steps=9), name="91_other")
+    records = load_records("standard")
+    assert changed_parameters(document(steps=9)) == {"steps": 9}
+    assert changed_parameters(document()) == {}
+    records[1]["notebook"] = "90_fixture"
+    assert repr(overview(records)).splitlines() == [
+        "Profile standard",
+        "notebook      checks passed  reproduced  not reproduced  inconclusive  seconds  device",
+        "------------  -------------  ----------  --------------  ------------  -------  ------",
+        "90_fixture    1              2           0               1             12       cpu",
+        "90_fixture *  1              2           0               1             12       cpu",
+        "all           2              4           0               2             25",
+    ]
+
+
+def test_report_holds_claims_tables_and_checks(suite):
+    write(suite, document(steps=9))
+    path = write_report(load_records("standard"))
+    assert path == suite.results / "standard" / "report.md"
+    text = path.read_text(encoding="utf-8")
+    assert text == markdown_report(load_records("standard"))
+    parts = (
+        "# Report, profile standard",
+        "## 90_fixture",
+        "| F-2 |",
+        "### A table",
+        "| 0.25 |",
+        "| 90.one |",
+    )
+    for part in parts:
+        assert part in text
+    assert "Parameters that differ from the profile: steps = 9." in text
+
+
+def test_without_a_profile_the_one_with_records_is_shown(suite, monkeypatch):
+    write(suite, document())
+    assert load_records()[0]["profile"] == "standard"
+    monkeypatch.setenv("REPROLIB_DEVICE", "cuda")
+    assert load_records()[0]["profile"] == "standard"
+    write(suite, document(profile="full"), "full")
+    assert load_records()[0]["profile"] == "full"
+    assert load_records("standard")[0]["profile"] == "standard"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3", json.dumps({"notebook": "x"})])
+def test_a_record_that_cannot_be_read_is_named(suite, content):
+    write(suite, content)
+    with pytest.raises(UsageError, match=r"record 90_fixture.json") as caught:
+        load_records("standard")
+    assert "\n" not in str(caught.value)
+
+
+def test_no_record_and_no_profile_are_refused(suite):
+    with pytest.raises(UsageError, match="no record of profile 'smoke'"):
+        load_records("smoke")
+    with pytest.raises(UsageError, match="no record of profile 'standard'"):
+        load_records()
+    with pytest.raises(UsageError, match="unknown profile 'nosuch'"):
+        load_records("nosuch")
+
+
+def test_claims_are_listed_and_filtered_by_paper(suite):
+    text = list_claims([document()], paper="fixture")
+    assert text.splitlines()[:4] == [
+        "F-0: reproduced",
+        "  Fixture 2020, Table 1: claim 0",
+        "  criterion: x above 1",
+        "  paper: 3; here: x 2.5 (1 seeds)",
+    ]
+    assert text.splitlines()[-1] == "2 reproduced, 0 not reproduced, 1 inconclusive"
+    with pytest.raises(UsageError, match="no claim of paper 'nosuch'; papers are: Fixture 2020"):
+        list_claims([document()], paper="nosuch")
+    with pytest.raises(UsageError, match="no claim; papers are: none"):
+        list_claims([{**document(), "claims": []}])

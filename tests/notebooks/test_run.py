@@ -1,0 +1,98 @@
+"""Every notebook, run by the runner at profile smoke: its record is complete and repeatable."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+
+from reprolib.experiment.kernel import kernel_manager_class
+from reprolib.experiment.parameters import profile_parameters
+from reprolib.experiment.paths import UsageError
+from reprolib.experiment.record import VERDICTS
+from reprolib.experiment.runner import run_notebooks
+
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+each = pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+
+TOP = {"notebook", "profile", "parameters", "environment", "seconds", "checks", "claims", "tables"}
+CHECK = {"id", "statement", "source", "kind", "measured", "tolerance", "passed", "detail"}
+CLAIM = {"id", "paper", "statement", "source", "criterion", "paper_value", "measured", "seeds", "verdict"}
+TABLE = {"id", "title", "columns", "rows"}
+
+
+def run(path: Path, results: Path) -> dict[str, Any]:
+    (outcome,) = run_notebooks([path.stem], "smoke", results=results)
+    assert outcome.status == "run", outcome.message
+    return json.loads((results / "smoke" / f"{path.stem}.json").read_text(encoding="utf-8"))
+
+
+def numbers(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        return [number for item in value.values() for number in numbers(item)]
+    if isinstance(value, list):
+        return [number for item in value for number in numbers(item)]
+    return [value] if isinstance(value, (int, float)) else []
+
+
+def check_schema(document: dict[str, Any], name: str) -> None:
+    assert set(document) == TOP
+    assert document["notebook"] == name
+    assert document["profile"] == "smoke"
+    assert document["parameters"] == profile_parameters(name, "smoke")
+    assert document["seconds"] > 0
+    assert all(math.isfinite(number) for number in numbers(document))
+    for part, keys in (("checks", CHECK), ("claims", CLAIM), ("tables", TABLE)):
+        entries = document[part]
+        assert all(set(entry) == keys for entry in entries), part
+        assert len({entry["id"] for entry in entries}) == len(entries), part
+    for check in document["checks"]:
+        assert check["passed"] is True, check
+        assert isinstance(check["measured"], float), check
+        assert check["tolerance"] > 0, check
+    for claim in document["claims"]:
+        assert claim["verdict"] in VERDICTS, claim
+        assert claim["measured"], claim
+        texts = (claim[key] for key in ("paper", "statement", "source", "criterion"))
+        assert all(isinstance(text, str) and text for text in texts), claim
+    for table in document["tables"]:
+        assert table["rows"], table["id"]
+        assert all(len(row) == len(table["columns"]) for row in table["rows"]), table["id"]
+
+
+@each
+def test_record_is_complete_and_the_same_from_another_folder_with_an_empty_cache(path, tmp_path, monkeypatch):
+    first = run(path, tmp_path / "first")
+    check_schema(first, path.stem)
+    assert first["checks"]
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("REPROLIB_CACHE", str(tmp_path / "cache"))
+    second = run(path, tmp_path / "second")
+    for document in (first, second):
+        del document["seconds"], document["environment"]
+    assert second == first
+    # A notebook writes nothing into the folder that it happens to run in.
+    assert list(elsewhere.iterdir()) == []
+
+
+@each
+def test_an_unknown_parameter_is_refused_by_the_runner_and_by_papermill(path, tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match=rf"unknown parameter 'nosuch' of {path.stem}"):
+        run_notebooks([path.stem], "smoke", {"nosuch": 1}, results=tmp_path / "results")
+    monkeypatch.setenv("REPROLIB_RESULTS", str(tmp_path / "results"))
+    kernel = kernel_manager_class({"REPROLIB_RESULTS": str(tmp_path / "results")})
+    options = {"kernel_name": "python3", "language": "python", "kernel_manager_class": kernel}
+    # A copy, because papermill reads braces in a path as fields.
+    copy = shutil.copy(path, tmp_path / path.name)
+    with pytest.raises(PapermillExecutionError, match="unknown parameter 'nosuch'"):
+        papermill.execute_notebook(copy, None, parameters={"nosuch": 1}, progress_bar=False, **options)
+    assert not (tmp_path / "results").exists()
