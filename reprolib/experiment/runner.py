@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -131,12 +132,15 @@ def data_state(root: Path) -> list[list[Any]]:
     return [[path.relative_to(root).as_posix(), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
-def run_key(job: Job, data_root: Path) -> str:
-    """SHA-256 of all that shapes the result of a notebook; equal keys need no second run."""
+def run_key(job: Job, package: str, data_root: Path) -> str:
+    """SHA-256 of all that shapes the result of a notebook; equal keys need no second run.
+
+    package: the hash of the package's source.
+    """
     parts = {
         "cells": [[cell.cell_type, cell.source] for cell in job.notebook.cells],
         "parameters": job.parameters,
-        "package": source_hash(),
+        "package": package,
         "data": data_state(data_root),
         "versions": {name: metadata.version(name) for name in ("torch", "numpy", "scikit-learn", "matplotlib")},
         "python": sys.version_info[:2],
@@ -153,8 +157,8 @@ def run_job(job: Job, results: Path, *, force: bool = False, save_outputs: bool 
     folder = results / job.parameters["profile"]
     record, executed = folder / f"{job.name}.json", folder / f"{job.name}.ipynb"
     stamp = folder / f"{job.name}.key"
-    key = run_key(job, data)
-    if not force and _stamped(stamp) == [key, _digest(record), _digest(executed)]:
+    package = source_hash()
+    if not force and _stamped(stamp) == [run_key(job, package, data), _digest(record), _digest(executed)]:
         if save_outputs:
             copy_outputs(nbformat.read(executed, as_version=4), job.path)
         return _outcome(job.name, "cached", json.loads(record.read_text(encoding="utf-8")))
@@ -175,8 +179,9 @@ def run_job(job: Job, results: Path, *, force: bool = False, save_outputs: bool 
     (folder / f"{job.name}.failed.ipynb").unlink(missing_ok=True)
     if save_outputs:
         copy_outputs(output, job.path)
-    # The data may have been fetched by the run itself.
-    write_atomically(stamp, json.dumps([run_key(job, data), _digest(record), _digest(executed)]) + "\n")
+    # The run may have fetched its data itself, but the code that ran is the one from before.
+    key = run_key(job, package, data)
+    write_atomically(stamp, json.dumps([key, _digest(record), _digest(executed)]) + "\n")
     return _outcome(job.name, "run", json.loads(content))
 
 
@@ -231,6 +236,18 @@ def copy_outputs(executed: nbformat.NotebookNode, path: Path) -> None:
     notebook.metadata["language_info"] = {"name": "python"}
     nbformat.validate(notebook)
     write_atomically(path, nbformat.writes(notebook) + "\n")
+    save_gallery(notebook)
+
+
+def save_gallery(notebook: nbformat.NotebookNode) -> None:
+    """Write the figure of each cell tagged `gallery-NAME` to `results/gallery/NAME.png`, for the README."""
+    for cell in notebook.cells:
+        names = [tag.removeprefix("gallery-") for tag in cell.metadata.get("tags", []) if tag.startswith("gallery-")]
+        for name in names:
+            pictures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+            if len(pictures) != 1:
+                raise UsageError(f"the cell tagged gallery-{name} has {len(pictures)} figures, one is needed")
+            write_atomically(results_folder() / "gallery" / f"{name}.png", base64.b64decode(pictures[0]))
 
 
 def run_notebooks(

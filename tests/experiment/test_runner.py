@@ -177,6 +177,19 @@ def test_every_change_makes_it_run_again(suite, fake, monkeypatch):
     assert [calls(), calls()] == [10, 10]
 
 
+def test_a_package_that_changes_during_the_run_makes_the_result_stale(suite, fake, monkeypatch):
+    execute = runner.execute
+
+    def edited_meanwhile(*arguments):
+        monkeypatch.setattr(runner, "source_hash", lambda: "edited")
+        return execute(*arguments)
+
+    monkeypatch.setattr(runner, "execute", edited_meanwhile)
+    run_notebooks([], "standard")
+    run_notebooks([], "standard")
+    assert len(fake.calls) == 2
+
+
 def test_a_changed_output_is_no_change(suite, fake):
     run_notebooks([], "standard", save_outputs=True)
     run_notebooks([], "standard")

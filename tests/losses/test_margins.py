@@ -32,7 +32,7 @@ ALL = [
 
 def psi(theta: float, m: int) -> float:
     # L-Softmax eq. 6: (-1)^k cos(m theta) - 2k on [k pi/m, (k+1) pi/m]
-    k = min(int(math.floor(theta * m / math.pi)), m - 1)
+    k = min(math.floor(theta * m / math.pi), m - 1)
     return (-1) ** k * math.cos(m * theta) - 2 * k
 
 
@@ -140,9 +140,7 @@ def test_strength_scales_additive_margins():
     assert torch.allclose(
         AdditiveAngular(0.5).value_and_slope(cosine, 0.4)[0], AdditiveAngular(0.2).value_and_slope(cosine)[0]
     )
-    assert torch.allclose(
-        AdditiveCosine(0.35).value_and_slope(cosine, 0.0)[0], NoMargin().value_and_slope(cosine)[0]
-    )
+    assert torch.allclose(AdditiveCosine(0.35).value_and_slope(cosine, 0.0)[0], NoMargin().value_and_slope(cosine)[0])
 
 
 def test_straight_through_has_the_value_and_slope_one():
@@ -169,7 +167,7 @@ def test_straight_through_has_the_value_and_slope_one():
     ],
 )
 def test_wrong_margins_are_refused(build):
-    with pytest.raises(ValueError, match="must be|unknown guard"):
+    with pytest.raises(ValueError, match=r"must be|unknown guard"):
         build()
 
 

@@ -1,0 +1,185 @@
+"""The training loop: it learns, repeats bit for bit, resumes bit for bit, and refuses wrong input."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from reprolib import models, training
+from reprolib.losses.margin_softmax import CosFace, NormFace, Softmax
+from reprolib.training import TrainConfig
+
+
+def blobs(count: int = 240, classes: int = 3, seed: int = 0):
+    """Images whose class shows as a bright quarter of the picture."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    images = torch.randint(0, 60, (count, 1, 28, 28), generator=generator, dtype=torch.uint8)
+    for index, label in enumerate(labels.tolist()):
+        images[index, 0, 7 * label : 7 * label + 7] += 150
+    return images, labels
+
+
+def net():
+    return models.compact(4, widths=(4, 8, 8), hidden=16)
+
+
+CONFIG = TrainConfig(epochs=3, batch_size=24, lr=0.05, plain=0.2, ramp_end=0.6, scale_start=4.0)
+
+
+def fit(loss=lambda: CosFace(4, 3, m=0.2, scale=16.0), config=CONFIG, seed=5, **options):
+    images, labels = blobs()
+    return training.fit(net, loss, images, labels, config, seed=seed, **options)
+
+
+def same_state(first, second) -> bool:
+    pairs = [(first.model, second.model), (first.loss, second.loss)]
+    return all(
+        torch.equal(a, b)
+        for one, two in pairs
+        for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True)
+    )
+
+
+def test_it_learns_what_can_be_learnt():
+    images, labels = blobs(seed=9)
+    trained = fit(log_every=5)
+    assert training.accuracy(trained.model, trained.loss, images, labels) > 0.95
+    assert trained.history.losses[-1] < trained.history.losses[0]
+
+
+def test_two_runs_are_equal_and_another_seed_is_not():
+    first, second, other = fit(), fit(), fit(seed=6)
+    assert same_state(first, second) and first.history == second.history
+    assert not same_state(first, other)
+
+
+def test_the_global_random_state_is_left_alone():
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    fit(config=TrainConfig(epochs=1, batch_size=24))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_same_seed_gives_every_loss_the_same_initial_network():
+    first_weights = []
+    for loss in (lambda: Softmax(4, 3), lambda: NormFace(4, 3)):
+
+        def probe(step, model, loss):
+            return {"first": float(model.convolutions[0].weight.detach().sum())}
+
+        trained = fit(loss, config=TrainConfig(epochs=1, batch_size=24), probe=probe)
+        first_weights.append(trained.history.probes[0]["first"])
+    assert first_weights[0] == first_weights[1]
+
+
+@pytest.mark.parametrize("stop", [1, 7, 10, 17, 29])
+def test_a_resumed_run_ends_bit_for_bit_where_it_would_have(tmp_path, stop):
+    def probe(step, model, loss):
+        return {"scale": float(loss.scale), "strength": float(loss.strength)}
+
+    options = {"probe": probe, "log_every": 4}
+    whole = fit(**options)
+    path = tmp_path / "run.pt"
+    fit(checkpoint=path, stop_after=stop, **options)
+    resumed = fit(checkpoint=path, **options)
+    assert same_state(whole, resumed)
+    assert whole.history.steps == resumed.history.steps
+    assert whole.history.probes == resumed.history.probes
+    assert whole.history.losses == pytest.approx(resumed.history.losses, rel=1e-6)
+    assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
+
+
+def test_warm_up_follows_the_config():
+    def probe(step, model, loss):
+        return {"step": step, "scale": float(loss.scale), "strength": float(loss.strength)}
+
+    trained = fit(probe=probe, log_every=1)
+    by_step = {entry["step"]: entry for entry in trained.history.probes}
+    # 30 steps: plain for 6, ramp until 18; the probe after step k sees the value used in step k (progress (k-1)/30)
+    assert by_step[3]["strength"] == 0.0 and by_step[3]["scale"] == pytest.approx(4.0)
+    assert by_step[13]["strength"] == pytest.approx((12 / 30 - 0.2) / 0.4, rel=1e-6)
+    assert by_step[13]["scale"] == pytest.approx(4.0 + 12.0 * (12 / 30 - 0.2) / 0.4, rel=1e-6)
+    assert float(trained.loss.scale) == 16.0 and float(trained.loss.strength) == 1.0
+
+
+def test_plain_part_is_softmax_on_the_same_weights():
+    # with plain = 1 the margin is never used: CosFace trains exactly as a bias-free softmax
+    config = TrainConfig(epochs=1, batch_size=24, plain=1.0)
+    first = fit(lambda: CosFace(4, 3, m=0.2), config=config)
+    second = fit(lambda: Softmax(4, 3, bias=False), config=config)
+    assert torch.allclose(first.loss.weight, second.loss.weight, atol=1e-6)
+
+
+def test_learning_rates():
+    one = TrainConfig(lr=0.1)
+    assert training.learning_rate(one, 0.0) == pytest.approx(0.004)
+    assert training.learning_rate(one, 0.25) == pytest.approx(0.1)
+    assert training.learning_rate(one, 0.625) == pytest.approx(0.05)
+    step = TrainConfig(lr=0.1, schedule="step", milestones=(0.5, 0.75))
+    rates = [training.learning_rate(step, t) for t in (0.0, 0.49, 0.5, 0.8)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
+    assert training.learning_rate(TrainConfig(lr=0.1, schedule="constant"), 0.9) == 0.1
+
+
+def test_augmentation_sees_its_own_generator():
+    seen = []
+
+    def augment(batch, generator):
+        seen.append(int(torch.randint(0, 1000, (1,), generator=generator)))
+        return batch
+
+    config = TrainConfig(epochs=1, batch_size=24)
+    fit(config=config, augment=augment)
+    first, seen[:] = list(seen), []
+    fit(config=config, augment=augment)
+    assert seen == first and len(set(seen)) > 1
+
+
+def test_embed_restores_the_mode_and_needs_images():
+    model = net().train()
+    images, _ = blobs(12)
+    assert training.embed(model, images, batch_size=5).shape == (12, 4)
+    assert model.training
+    with pytest.raises(ValueError, match="no images"):
+        training.embed(model, images[:0])
+
+
+def test_divergence_is_an_error():
+    def exploding(features, labels):
+        return features.square().sum() * math.inf
+
+    class Loss(torch.nn.Module):
+        forward = staticmethod(exploding)
+
+    with pytest.raises(ValueError, match="the loss became"):
+        fit(Loss, config=TrainConfig(epochs=1, batch_size=24), log_every=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": 0},
+        {"batch_size": 1},
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"momentum": 1.0},
+        {"schedule": "cosine"},
+        {"plain": 1.5},
+        {"scale_start": 0.0},
+    ],
+)
+def test_wrong_configurations_are_refused(options):
+    with pytest.raises(ValueError, match=r"need |unknown schedule"):
+        TrainConfig(**options)
+
+
+def test_wrong_data_is_refused():
+    images, labels = blobs(30)
+    with pytest.raises(ValueError, match="labels must have shape"):
+        training.train(net(), Softmax(4, 3), images, labels[:-1], CONFIG, seed=0)
+    with pytest.raises(ValueError, match="larger than the 30 images"):
+        training.train(net(), Softmax(4, 3), images, labels, TrainConfig(batch_size=31), seed=0)
