@@ -9,6 +9,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 _VARIABLES = ("REPROLIB_PROFILE", "REPROLIB_RESULTS", "REPROLIB_CACHE", "PYTHONPATH")
@@ -29,6 +30,8 @@ class CompareWithoutStderr:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Small tensors lose more in hand-offs between threads than they gain; the notebooks' kernels keep all cores.
+    torch.set_num_threads(1)
     config.pluginmanager.register(CompareWithoutStderr())
     # The path in pyproject.toml is relative to it, whatever folder pytest is called from.
     config.option.nbval_sanitize_with = str(ROOT / "tests" / "sanitize.cfg")

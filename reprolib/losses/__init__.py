@@ -1,6 +1,6 @@
 """What is optimised: the margin-softmax head, the metric-learning losses, mining, centres and schedules."""
 
-from reprolib.losses.center import CenterLoss
+from reprolib.losses.center import CenterLoss, JointLoss, center_step
 from reprolib.losses.margin_softmax import (
     ArcFace,
     ASoftmax,
@@ -29,8 +29,16 @@ from reprolib.losses.metric import (
     c_contrastive_loss,
     c_triplet_loss,
     contrastive_loss,
+    deepid2_margin,
     n_pair_loss,
     triplet_loss,
+)
+from reprolib.losses.mining import (
+    batch_hard_triplets,
+    count_triplets,
+    hardest_triplets,
+    random_triplets,
+    semi_hard_triplets,
 )
 from reprolib.losses.schedules import AnnealedLambda, LinearRamp
 
@@ -46,6 +54,7 @@ __all__ = [
     "CombinedAngular",
     "CombinedMargin",
     "CosFace",
+    "JointLoss",
     "L2Softmax",
     "LSoftmax",
     "LinearRamp",
@@ -58,9 +67,16 @@ __all__ = [
     "StraightThrough",
     "batch_all_triplet_loss",
     "batch_hard_triplet_loss",
+    "batch_hard_triplets",
     "c_contrastive_loss",
     "c_triplet_loss",
+    "center_step",
     "contrastive_loss",
+    "count_triplets",
+    "deepid2_margin",
+    "hardest_triplets",
     "n_pair_loss",
+    "random_triplets",
+    "semi_hard_triplets",
     "triplet_loss",
 ]

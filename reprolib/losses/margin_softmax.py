@@ -225,7 +225,7 @@ class MarginSoftmax(nn.Module):
 
     def _current_scale(self) -> Tensor:
         if self.normalize_features and not bool(self.scale > 0):
-            raise ValueError(f"the scale must be positive, got {float(self.scale)}")
+            raise ValueError(f"the scale must be positive, got {float(self.scale.detach())}")
         return self.scale
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
