@@ -11,6 +11,7 @@ a time, so that the N x C matrix of logits never exists as a whole.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,10 @@ from reprolib.losses.margins import (
     Margin,
     MultiplicativeAngular,
     NoMargin,
+    StraightThrough,
 )
+from reprolib.losses.official import sphereface_logits
+from reprolib.losses.schedules import AnnealedLambda
 
 IMPLEMENTATIONS = ("fused", "reference")
 CHUNK_BYTES = 32 * 2**20
@@ -161,6 +165,7 @@ class MarginSoftmax(nn.Module):
         learn_scale: make the scale a parameter.
         bias: add a bias b_j, initialised to 0.
         eps: added to the sum of squares under the square root of every norm (NormFace sec. 3.2).
+        annealing: lambda of the L- and A-Softmax papers; each training step sets strength = 1 / (1 + lambda).
         implementation: ``fused`` (closed-form gradient) or ``reference`` (plain operations under autograd).
         generator: source of the initial weights; the global one if None.
 
@@ -183,6 +188,7 @@ class MarginSoftmax(nn.Module):
         learn_scale: bool = False,
         bias: bool = False,
         eps: float = 1e-12,
+        annealing: AnnealedLambda | None = None,
         implementation: str = "fused",
         generator: torch.Generator | None = None,
     ) -> None:
@@ -200,7 +206,7 @@ class MarginSoftmax(nn.Module):
         self.in_features, self.num_classes = in_features, num_classes
         self.margin = NoMargin() if margin is None else margin
         self.normalize_features, self.normalize_weights = normalize_features, normalize_weights
-        self.eps, self.implementation = float(eps), implementation
+        self.eps, self.implementation, self.annealing = float(eps), implementation, annealing
         initial = torch.randn(num_classes, in_features, generator=generator) / math.sqrt(in_features)
         self.weight = nn.Parameter(initial)
         self.bias = nn.Parameter(torch.zeros(num_classes)) if bias else None
@@ -232,6 +238,11 @@ class MarginSoftmax(nn.Module):
         """Mean loss over the batch, a scalar."""
         check_batch(features, labels, self.in_features, self.num_classes)
         scale = self._current_scale()
+        if self.annealing is not None and self.training:
+            self.set_warmup(strength=1.0 / (1.0 + self.annealing()))
+        return self._value(features, labels, scale)
+
+    def _value(self, features: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
         if self.implementation == "reference":
             return self._reference(features, labels, scale)
         return _FusedMarginSoftmax.apply(
@@ -277,7 +288,7 @@ class MarginSoftmax(nn.Module):
 class Softmax(MarginSoftmax):
     """Plain softmax loss z = W x + b (eq. 1 of all papers; notebook 00)."""
 
-    def __init__(self, in_features: int, num_classes: int, *, bias: bool = True, **options) -> None:
+    def __init__(self, in_features: int, num_classes: int, *, bias: bool = True, **options: Any) -> None:
         super().__init__(in_features, num_classes, bias=bias, **options)
 
 
@@ -292,7 +303,7 @@ class L2Softmax(MarginSoftmax):
         alpha: float = 16.0,
         learn_alpha: bool = False,
         bias: bool = True,
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(
             in_features,
@@ -315,7 +326,7 @@ class NormFace(MarginSoftmax):
         *,
         scale: float = 20.0,
         learn_scale: bool = True,
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(
             in_features,
@@ -331,15 +342,41 @@ class NormFace(MarginSoftmax):
 class LSoftmax(MarginSoftmax):
     """Large-margin softmax z_y = ||W_y|| ||x|| psi(theta_y) (Liu et al. 2016 eq. 4; notebook 03), no bias."""
 
-    def __init__(self, in_features: int, num_classes: int, *, m: int = 4, **options) -> None:
+    def __init__(self, in_features: int, num_classes: int, *, m: int = 4, **options: Any) -> None:
         super().__init__(in_features, num_classes, margin=MultiplicativeAngular(m), **options)
 
 
-class ASoftmax(MarginSoftmax):
-    """A-Softmax z_y = ||x|| psi(theta_y), ||W_j|| = 1 (SphereFace, Liu et al. 2017; notebook 03), no bias."""
+def _with_gradient(margin: Margin, gradient: str, allowed: tuple[str, ...]) -> Margin:
+    if gradient not in allowed:
+        raise ValueError(f"unknown gradient {gradient!r}; allowed are {', '.join(allowed)}")
+    return StraightThrough(margin) if gradient == "straight_through" else margin
 
-    def __init__(self, in_features: int, num_classes: int, *, m: int = 4, **options) -> None:
-        super().__init__(in_features, num_classes, margin=MultiplicativeAngular(m), normalize_weights=True, **options)
+
+class ASoftmax(MarginSoftmax):
+    """A-Softmax z_y = ||x|| psi(theta_y), ||W_j|| = 1 (SphereFace, Liu et al. 2017; notebook 03), no bias.
+
+    gradient: ``paper``; ``straight_through`` (opensphere's detached margin); ``caffe`` (the official layer: see
+    :mod:`reprolib.losses.official`; its weights are normalised in place at each training step).
+    """
+
+    def __init__(
+        self, in_features: int, num_classes: int, *, m: int = 4, gradient: str = "paper", **options: Any
+    ) -> None:
+        margin = _with_gradient(MultiplicativeAngular(m), gradient, ("paper", "straight_through", "caffe"))
+        super().__init__(in_features, num_classes, margin=margin, normalize_weights=True, **options)
+        self.gradient = gradient
+
+    def _value(self, features: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
+        if self.gradient != "caffe":
+            return super()._value(features, labels, scale)
+        weight = self.weight
+        if self.training:
+            with torch.no_grad():
+                weight.div_(weight.norm(dim=1, keepdim=True))
+        else:
+            weight = weight / weight.norm(dim=1, keepdim=True)
+        z = sphereface_logits(_wide(features), _wide(weight), labels, self.margin, self.strength)
+        return nn.functional.cross_entropy(z, labels)
 
 
 class CosFace(MarginSoftmax):
@@ -352,7 +389,7 @@ class CosFace(MarginSoftmax):
         *,
         m: float = 0.35,
         scale: float = 64.0,
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(
             in_features,
@@ -366,7 +403,10 @@ class CosFace(MarginSoftmax):
 
 
 class ArcFace(MarginSoftmax):
-    """z_y = s cos(theta_y + m) (ArcFace eq. 3; notebook 05), with a named guard for theta_y > pi - m."""
+    """z_y = s cos(theta_y + m) (ArcFace eq. 3; notebook 05), with a named guard for theta_y > pi - m.
+
+    gradient: ``paper``, or ``straight_through``, what insightface's PyTorch code computes.
+    """
 
     def __init__(
         self,
@@ -376,12 +416,13 @@ class ArcFace(MarginSoftmax):
         m: float = 0.5,
         scale: float = 64.0,
         guard: str = "none",
-        **options,
+        gradient: str = "paper",
+        **options: Any,
     ) -> None:
         super().__init__(
             in_features,
             num_classes,
-            margin=AdditiveAngular(m, guard),
+            margin=_with_gradient(AdditiveAngular(m, guard), gradient, ("paper", "straight_through")),
             normalize_features=True,
             normalize_weights=True,
             scale=scale,
@@ -401,7 +442,7 @@ class CombinedMargin(MarginSoftmax):
         m2: float = 0.3,
         m3: float = 0.2,
         scale: float = 64.0,
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(
             in_features,

@@ -22,6 +22,7 @@ from reprolib.losses.margin_softmax import (
     Softmax,
 )
 from reprolib.losses.margins import AdditiveAngular, AdditiveCosine, CombinedAngular, MultiplicativeAngular, NoMargin
+from reprolib.losses.schedules import AnnealedLambda
 
 D, C, N = 5, 7, 9
 
@@ -298,3 +299,102 @@ def test_agrees_with_pytorch_metric_learning_where_it_is_the_paper():
         cosine = torch.nn.functional.cosine_similarity(x, mine.weight.detach()[y])
         assert float(cosine.min()) > -math.cos(0.5)
         assert float(mine(x, y).detach()) == pytest.approx(float(theirs(x, y).detach()), rel=1e-6)
+
+
+def caffe_layer(x, w, y, m, lam, top):
+    """Input and weight gradient of the official layer, element by element, from its coefficient formulas."""
+    sign = lambda value: (value > 0) - (value < 0)  # noqa: E731
+    grad_x = torch.zeros_like(x)
+    for i in range(len(x)):
+        for j in range(len(w)):
+            if j != int(y[i]):
+                grad_x[i] += top[i, j] * w[j]
+                continue
+            size = float(x[i].norm())
+            c = float(x[i] @ w[j]) / size
+            s0 = sign(c)
+            if m == 2:
+                c_w, c_x = 4 * s0 * c, -(2 * s0 * c**2 + 1) / size
+            elif m == 3:
+                s1 = sign(abs(c) - 0.5)
+                s2 = s0 * (1 + s1) - 2
+                c_w, c_x = s1 * (12 * c**2 - 3), -(8 * s1 * c**3 - s2) / size
+            else:
+                s3 = s0 * sign(2 * c**2 - 1)
+                s4 = 2 * s0 + s3 - 3
+                c_w, c_x = s3 * (32 * c**3 - 16 * c), -(s3 * (24 * c**4 - 8 * c**2 - 1) - s4) / size
+            length = math.hypot(c_w, c_x)
+            own = (c_w * w[j] + c_x * x[i]) / length / (1 + lam) + lam / (1 + lam) * w[j]
+            grad_x[i] += top[i, j] * own
+    return grad_x, top.t() @ x
+
+
+@pytest.mark.parametrize("lam", [0.0, 5.0])
+@pytest.mark.parametrize("m", [2, 3, 4])
+def test_caffe_gradient_is_the_official_layers(m, lam):
+    x, y = batch(7)
+    x.requires_grad_()
+    loss = ASoftmax(D, C, m=m, gradient="caffe").double()
+    loss.set_warmup(strength=1 / (1 + lam))
+    value = loss(x, y)
+    grad_x, grad_w = torch.autograd.grad(value, [x, loss.weight])
+    w = loss.weight.detach()
+    assert (w.norm(dim=1) - 1).abs().max() < 1e-12
+    paper = ASoftmax(D, C, m=m).double()
+    paper.load_state_dict(loss.state_dict())
+    assert float(value.detach()) == pytest.approx(float(paper(x, y).detach()), rel=1e-12)
+    z = torch.zeros(N, C, dtype=torch.float64)
+    for i in range(N):
+        for j in range(C):
+            c = float(x[i].detach() @ w[j]) / norm(x[i].detach())
+            theta = math.acos(c)
+            target = (lam * c + psi(theta, m)) / (1 + lam) if j == int(y[i]) else c
+            z[i, j] = norm(x[i].detach()) * target
+    top = (z.softmax(dim=1) - torch.nn.functional.one_hot(y, C)) / N
+    expected_x, expected_w = caffe_layer(x.detach(), w, y, m, lam, top)
+    assert (grad_x - expected_x).abs().max() < 1e-10
+    assert (grad_w - expected_w).abs().max() < 1e-10
+
+
+def test_caffe_evaluation_leaves_the_weights_alone():
+    loss = ASoftmax(D, C, gradient="caffe").eval()
+    before = loss.weight.detach().clone()
+    x, y = batch(dtype=torch.float32)
+    loss(x, y)
+    assert torch.equal(loss.weight.detach(), before)
+
+
+@pytest.mark.parametrize("build", [lambda **o: ArcFace(D, C, scale=8.0, **o), lambda **o: ASoftmax(D, C, m=3, **o)])
+def test_straight_through_has_the_value_but_another_gradient(build):
+    x, y = batch(3)
+    x.requires_grad_()
+    paper, detached = build().double(), build(gradient="straight_through").double()
+    detached.load_state_dict(paper.state_dict())
+    one, two = paper(x, y), detached(x, y)
+    assert float((one - two).detach().abs()) < 1e-12
+    mine, theirs = (torch.autograd.grad(value, x)[0] for value in (one, two))
+    assert (mine - theirs).abs().max() > 1e-3
+
+
+def test_annealing_counts_training_steps_and_survives_a_restart():
+    make = lambda: ASoftmax(D, C, m=4, annealing=AnnealedLambda.preset("sphereface"))  # noqa: E731
+    x, y = batch(dtype=torch.float32)
+    loss = make()
+    for _ in range(7):
+        loss(x, y)
+    lam = max(5.0, 1000.0 / (1 + 0.12 * 7))
+    assert float(loss.strength) == pytest.approx(1 / (1 + lam), rel=1e-6)
+    loss.eval()
+    loss(x, y)
+    resumed = make()
+    resumed.load_state_dict(loss.state_dict())
+    for each in (loss.train(), resumed):
+        each(x, y)
+    assert float(loss.strength) == float(resumed.strength) == pytest.approx(1 / (1 + 1000 / 1.96), rel=1e-6)
+
+
+def test_unknown_gradient_is_refused():
+    with pytest.raises(ValueError, match="unknown gradient 'fast'"):
+        ASoftmax(D, C, gradient="fast")
+    with pytest.raises(ValueError, match="unknown gradient 'caffe'"):
+        ArcFace(D, C, gradient="caffe")
