@@ -74,7 +74,7 @@ class Experiment:
         criterion: str,
         decide: Callable[[dict[str, Any]], bool | None],
         paper_value: Any = None,
-        min_seeds: int = 1,
+        min_seeds: int = 0,
     ) -> None:
         """Declare a claim of a paper and, before the run, the criterion that decides it.
 

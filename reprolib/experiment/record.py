@@ -108,7 +108,7 @@ class Claim:
     criterion: str
     decide: Callable[[dict[str, Any]], bool | None]
     paper_value: Any = None
-    min_seeds: int = 1
+    min_seeds: int = 0
     measured: dict[str, Any] | None = None
     seeds: list[int] = field(default_factory=list)
     verdict: str | None = None
