@@ -372,3 +372,27 @@ def test_the_kernel_is_this_interpreter_with_this_package(suite):
     executable, package = output.cells[2].outputs[0].text.splitlines()
     assert Path(executable) == Path(sys.executable)
     assert Path(package) == Path(reprolib.__file__)
+
+
+def test_figures_are_stored_with_a_palette_and_look_the_same():
+    import base64
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from reprolib.experiment.runner import smaller_png
+
+    x, y = np.meshgrid(np.arange(300), np.arange(200))
+    # a smooth disc on white: many shades, as in an antialiased drawing
+    shade = np.clip(255 - 2 * np.abs(np.hypot(x - 150, y - 100) - 60), 0, 255)
+    pixels = np.stack([shade, shade, np.full_like(shade, 255)], axis=2).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    before = base64.b64encode(buffer.getvalue()).decode()
+    after = smaller_png(before)
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(after))).convert("RGB")).astype(int)
+    assert len(after) < len(before)
+    # 256 shades on 128 colours: a few levels of 255, nowhere one that the eye would see in a drawing
+    error = np.abs(shown - pixels)
+    assert error.mean() <= 3 and error.max() <= 16
