@@ -136,8 +136,8 @@ def features_on_sphere(features, labels, *, ax: Axes | None = None, title: str =
     ax.plot_wireframe(*mesh, color="#BBBBBB", linewidth=0.3, alpha=0.6)
     for value in np.unique(classes):
         chosen = points[classes == value]
-        ax.scatter(*chosen.T, s=4, alpha=0.6, linewidths=0, color=class_color(int(value)), depthshade=True)
-    ax.set_box_aspect((1, 1, 1))
+        ax.scatter(*chosen.T, s=6, alpha=0.7, linewidths=0, color=class_color(int(value)), depthshade=True)
+    ax.set_box_aspect((1, 1, 1), zoom=1.35)
     ax.set_axis_off()
     ax.set_title(title)
     return ax
