@@ -1,5 +1,6 @@
 """What is optimised: the margin-softmax head, the metric-learning losses, mining, centres and schedules."""
 
+from reprolib.losses.arcface_terms import angular_triplet_loss, inter_loss, intra_loss
 from reprolib.losses.center import CenterLoss, JointLoss, center_step
 from reprolib.losses.margin_softmax import (
     ArcFace,
@@ -65,6 +66,7 @@ __all__ = [
     "NormFace",
     "Softmax",
     "StraightThrough",
+    "angular_triplet_loss",
     "batch_all_triplet_loss",
     "batch_hard_triplet_loss",
     "batch_hard_triplets",
@@ -75,6 +77,8 @@ __all__ = [
     "count_triplets",
     "deepid2_margin",
     "hardest_triplets",
+    "inter_loss",
+    "intra_loss",
     "n_pair_loss",
     "random_triplets",
     "semi_hard_triplets",
