@@ -40,6 +40,7 @@ from reprolib.losses.mining import (
     random_triplets,
     semi_hard_triplets,
 )
+from reprolib.losses.sampled import PartialFC, SampledSoftmax
 from reprolib.losses.schedules import AnnealedLambda, LinearRamp
 
 __all__ = [
@@ -63,6 +64,8 @@ __all__ = [
     "MultiplicativeAngular",
     "NoMargin",
     "NormFace",
+    "PartialFC",
+    "SampledSoftmax",
     "Softmax",
     "StraightThrough",
     "batch_all_triplet_loss",
