@@ -22,6 +22,13 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
 
 
+def _count(text: str) -> int:
+    value = int(text.replace("_", ""))
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer >= 1, got {text}")
+    return value
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="reprolib", description="Fetch the data, run the notebooks, report what they found.")
     parser.add_argument("--version", action="version", version=f"reprolib {__version__}")
@@ -51,6 +58,16 @@ def build_parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="benchmarks; without a name all of them")
     bench.add_argument("names", nargs="*", metavar="NAME")
+    bench.add_argument("--output", metavar="DIR", help="folder for NAME.json and the figures")
+    bench.add_argument(
+        "--classes", type=_count, nargs="+", metavar="C", help="heads, million, cost: numbers of classes"
+    )
+    bench.add_argument("--batch", type=_count, metavar="B", help="batch size instead of the bench's own")
+    bench.add_argument("--dim", type=_count, metavar="D", help="embedding dimension instead of the bench's own")
+    bench.add_argument("--repeats", type=_count, metavar="N", help="timed rounds")
+    bench.add_argument("--seeds", type=_count, metavar="N", help="toy: number of seeds (default 5)")
+    bench.add_argument("--only", nargs="+", metavar="LOSS", help="toy: only these losses")
+    bench.add_argument("--limit", type=_count, metavar="N", help="million: GiB; popular: seconds for the popular loop")
     bench.set_defaults(action=_bench)
     return parser
 
@@ -102,7 +119,14 @@ def _bench(arguments: argparse.Namespace) -> int:
         if name not in BENCHES:
             raise ValueError(f"unknown benchmark {name!r}; benchmarks are {', '.join(BENCHES)}")
     for name in names:
-        print(json.dumps({"bench": name, **BENCHES[name](arguments)}), flush=True)
+        result = {"bench": name, **BENCHES[name](arguments)}
+        print(json.dumps(result), flush=True)
+        if arguments.output is not None:
+            path = Path(arguments.output) / f"{name}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".json.part")
+            part.write_text(json.dumps(result, indent=1) + "\n")
+            os.replace(part, path)
     return 0
 
 
