@@ -1,9 +1,10 @@
 """What is learnt from: data sets on the disk, verified by hash, whole on the device as uint8 tensors."""
 
-from reprolib.data.datasets import ImageDataset, fetch, load
+from reprolib.data.datasets import ImageDataset, fetch, load, load_cifar10
 from reprolib.data.faces import FaceDataset, load_orl
 from reprolib.data.fetching import data_root
 from reprolib.data.files import DataCorrupted, DataUnavailable
+from reprolib.data.lfw import LfwDataset, lfw_pairs, load_lfw
 from reprolib.data.sampling import PKSampler, balanced_subset, class_split, genuine_impostor_pairs
 
 __all__ = [
@@ -11,12 +12,16 @@ __all__ = [
     "DataUnavailable",
     "FaceDataset",
     "ImageDataset",
+    "LfwDataset",
     "PKSampler",
     "balanced_subset",
     "class_split",
     "data_root",
     "fetch",
     "genuine_impostor_pairs",
+    "lfw_pairs",
     "load",
+    "load_cifar10",
+    "load_lfw",
     "load_orl",
 ]
