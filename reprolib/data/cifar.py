@@ -16,11 +16,11 @@ import zlib
 from pathlib import PurePosixPath
 
 import numpy as np
-from PIL import Image
 
 from reprolib.data.arrays import array_text, pack_arrays, text_array, unpack_arrays
 from reprolib.data.fetching import Recipe
 from reprolib.data.files import ArrayUnpickler, DataCorrupted, Tree
+from reprolib.data.pixels import decode_image
 
 FILE = "cifar10.npz"
 ORIGINAL, JPEG = "CIFAR-10", "CIFAR-10 (JPEG)"
@@ -166,7 +166,9 @@ class CifarRecipe(Recipe):
         head, body = prefix.tobytes(), data.tobytes()
         images = np.empty((count, 3, SIDE, SIDE), np.uint8)
         for row in range(count):
-            images[row] = _decode(head + body[offsets[row] : offsets[row + 1]], f"image {row} of {label}")
+            raw = head + body[offsets[row] : offsets[row + 1]]
+            image = decode_image(raw, f"image {row} of {label}", (SIDE,), ("JPEG",))
+            images[row] = np.asarray(image).transpose(2, 0, 1)
         return images, labels
 
 
@@ -188,15 +190,3 @@ def _npz_array(raw: bytes, key: str, dtype: type, label: str) -> np.ndarray:
     if array.dtype != dtype or array.ndim != 1 or array.size == 0:
         raise DataCorrupted(f"{label} holds {key} {array.dtype} {array.shape} instead of one row of {dtype.__name__}")
     return array
-
-
-def _decode(raw: bytes, label: str) -> np.ndarray:
-    try:
-        image = Image.open(io.BytesIO(raw), formats=("JPEG",))
-        if image.size != (SIDE, SIDE) or image.mode != "RGB":
-            raise DataCorrupted(f"{label} is {image.mode} of {image.size} pixels instead of RGB of {SIDE} x {SIDE}")
-        return np.asarray(image).transpose(2, 0, 1)
-    except DataCorrupted:
-        raise
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, zlib.error) as error:
-        raise DataCorrupted(f"{label} is no readable JPEG image ({error})") from error

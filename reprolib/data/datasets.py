@@ -97,9 +97,10 @@ def fetch(name: str, root: str | Path | None = None, source: str | Path | None =
     if name not in RECIPES:
         raise ValueError(f"unknown data set {name!r}; allowed are {', '.join([*RECIPES, 'digits'])}")
     origin = None if source is None else Path(source)
+    written = fetch_recipe(RECIPES[name], folder, origin, say)
     if name in COMPANIONS:
         fetch_recipe(COMPANIONS[name], folder, origin, say)
-    return fetch_recipe(RECIPES[name], folder, origin, say)
+    return written
 
 
 def load_cifar10(root: str | Path | None = None, device: str | torch.device = "cpu") -> ImageDataset:

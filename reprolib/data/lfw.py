@@ -10,12 +10,9 @@ stored with them.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import re
 import sys
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +29,8 @@ from reprolib.data.arrays import array_text, checksum, pack_arrays, text_array, 
 from reprolib.data.faces import FaceDataset
 from reprolib.data.fetching import Recipe, announcer, data_root, load_recipe
 from reprolib.data.files import DataCorrupted, Tree
+from reprolib.data.idx import gunzip
+from reprolib.data.pixels import decode_image, resize_area, to_grey
 
 FILE, PAIRS_FILE = "lfw_112.npz", "pairs.txt"
 COUNT = 13_233
@@ -184,14 +183,18 @@ class LfwRecipe(Recipe):
         images = np.empty((len(keys), 3, SIZE, SIZE), np.uint8)
         side, points = 0, None
         for row, key in enumerate(tqdm(keys, desc="lfw", leave=False, disable=not sys.stderr.isatty())):
-            image = decode(tree.read(paths[key], IMAGE_LIMIT), f"{paths[key]} in {tree.label}", side)
+            raw = tree.read(paths[key], IMAGE_LIMIT)
+            image = decode_image(raw, f"{paths[key]} in {tree.label}", (side,) if side else (SIZE, ORIGINAL))
             if row == 0:
                 side = image.width
                 points = _find_landmarks(tree, label) if side == ORIGINAL else None
             if points is not None:
                 if key not in points:
                     raise DataCorrupted(f"the landmarks of {label} lack the image {key}")
-                image = align(image, points[key])
+                try:
+                    image = align(image, points[key])
+                except ValueError as error:
+                    raise DataCorrupted(f"the landmarks of {key} in {label} are no face ({error})") from error
             elif side == ORIGINAL:
                 image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, CENTRE)
             images[row] = np.asarray(image).transpose(2, 0, 1)
@@ -240,25 +243,6 @@ class PairsRecipe(Recipe):
 LFW, LFW_PAIRS = LfwRecipe(), PairsRecipe()
 
 
-def decode(raw: bytes, label: str, side: int = 0) -> Image.Image:
-    """The RGB image, square with 112 or 250 pixels (with `side`, if not 0), that the JPEG or PNG file `raw` holds.
-
-    The size is checked before a pixel is decoded. Raises `DataCorrupted` naming `label`.
-    """
-    allowed = (side,) if side else (SIZE, ORIGINAL)
-    try:
-        image = Image.open(io.BytesIO(raw), formats=("JPEG", "PNG"))
-        if image.width != image.height or image.width not in allowed:
-            found = f"{image.width} x {image.height}"
-            raise DataCorrupted(f"{label} has {found} pixels, allowed are squares of {' or '.join(map(str, allowed))}")
-        return image.convert("RGB")
-    except DataCorrupted:
-        raise
-    # what Pillow raises for files that are cut off or altered
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, zlib.error) as error:
-        raise DataCorrupted(f"{label} is no readable JPEG or PNG image ({error})") from error
-
-
 def parse_landmarks(raw: bytes, label: str) -> dict[str, np.ndarray]:
     """Five points (5, 2) in pixels for each key, from lines `Name/Name_0001.jpg x1 y1 .. x5 y5`.
 
@@ -294,45 +278,9 @@ def _find_landmarks(tree: Tree, label: str) -> dict[str, np.ndarray] | None:
                     raise DataCorrupted(f"{label} is a funneled version, {name} has the landmarks of the original one")
                 raw = place.read(name, LANDMARKS_LIMIT)
                 if name.lower().endswith(".gz"):
-                    raw = _gunzip(raw, f"{name} in {place.label}")
+                    raw = gunzip(raw, f"{name} in {place.label}", LANDMARKS_LIMIT)
                 return parse_landmarks(raw, f"{name} in {place.label}")
     return None
-
-
-def _gunzip(raw: bytes, label: str) -> bytes:
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(raw)) as stream:
-            content = stream.read(LANDMARKS_LIMIT + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataCorrupted(f"{label} is no complete gzip file ({error})") from error
-    if len(content) > LANDMARKS_LIMIT:
-        raise DataCorrupted(f"{label} holds more than the {LANDMARKS_LIMIT} bytes expected")
-    return content
-
-
-def resize_area(images: torch.Tensor, size: int) -> torch.Tensor:
-    """uint8 (N, C, S, S) as uint8 (N, C, size, size), size <= S: the mean over the area of each new pixel, halves up.
-
-    New pixel i covers [i S / size, (i + 1) S / size). The overlaps times `size` are whole numbers and sum to S, so
-    that all sums stay below 2^24 and are exact in float32: every machine gets the same bytes.
-    """
-    side = images.shape[-1]
-    if size == side:
-        return images
-    if not 1 <= size <= side or 255 * side * side >= 2**24:
-        raise ValueError(f"the size has to be from 1 to {side}, not {size}")
-    edges = torch.arange(size + 1) * side
-    begin, end = torch.arange(side) * size, torch.arange(1, side + 1) * size
-    overlap = torch.minimum(edges[1:, None], end) - torch.maximum(edges[:-1, None], begin)
-    weights = overlap.clamp_min(0).float()
-    sums = weights @ images.float() @ weights.T
-    return ((sums + side * side // 2) / (side * side)).floor().to(torch.uint8)
-
-
-def to_grey(images: torch.Tensor) -> torch.Tensor:
-    """uint8 (N, 3, H, W), RGB, as uint8 (N, 1, H, W): (299 R + 587 G + 114 B) / 1000, halves up (ITU-R BT.601)."""
-    red, green, blue = images.to(torch.int32).split(1, dim=1)
-    return ((299 * red + 587 * green + 114 * blue + 500) // 1000).to(torch.uint8)
 
 
 def load_lfw(
