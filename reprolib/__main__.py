@@ -35,7 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="{fetch,run,report,claims,bench}")
 
     fetch = commands.add_parser("fetch", help="fetch data sets and verify them")
-    fetch.add_argument("names", nargs="*", metavar="NAME", help="mnist, fashion_mnist, orl (default: mnist orl)")
+    known = "mnist, fashion_mnist, orl, lfw, cifar10 (default: mnist orl)"
+    fetch.add_argument("names", nargs="*", metavar="NAME", help=known)
     fetch.add_argument("--from", dest="source", metavar="FOLDER", help="take the files from a folder or archive")
     fetch.add_argument("--to", metavar="FOLDER", help="data folder (default: REPROLIB_DATA, else data/)")
     fetch.set_defaults(action=_fetch)

@@ -154,7 +154,7 @@ def test_load_of_an_unknown_name_lists_the_allowed(name):
 
 
 def test_fetch_of_an_unknown_name_lists_the_allowed(tmp_path):
-    with pytest.raises(ValueError, match="'lwf'; allowed are mnist, fashion_mnist, orl, digits"):
+    with pytest.raises(ValueError, match="'lwf'; allowed are mnist, fashion_mnist, orl, lfw, cifar10, digits"):
         fetch("lwf", tmp_path)
 
 
