@@ -15,6 +15,7 @@ from .pairs import PairList, parse_pairs, read_pairs
 from .roc import RocCurve, d_prime, equal_error_rate, roc_auc, roc_curve, tar_at_far, threshold_at_far
 from .templates import template_features
 from .verification import VerificationResult, exact_threshold, verification_accuracy
+from .video import histogram_svm_accuracy, intersection_kernel, video_histograms, video_scores
 
 __all__ = [
     "AngleStatistics",
@@ -36,6 +37,8 @@ __all__ = [
     "exact_threshold",
     "flip_concat",
     "flip_sum",
+    "histogram_svm_accuracy",
+    "intersection_kernel",
     "mean_estimate",
     "pair_angles",
     "pair_cosines",
@@ -49,5 +52,7 @@ __all__ = [
     "template_features",
     "threshold_at_far",
     "verification_accuracy",
+    "video_histograms",
+    "video_scores",
     "wilson",
 ]

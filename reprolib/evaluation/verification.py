@@ -28,7 +28,8 @@ class VerificationResult:
     convention: str
 
 
-def _fold_ids(folds: Any, pairs: int) -> np.ndarray:
+def fold_ids(folds: Any, pairs: int) -> np.ndarray:
+    """Fold of each pair, numbered from 0: k contiguous blocks, or the ids given in ascending order."""
     if np.ndim(folds) == 0:
         count = positive_integer(folds.item() if hasattr(folds, "item") else folds, "folds")
         if count < 2 or pairs % count:
@@ -112,7 +113,7 @@ def verification_accuracy(
     """
     table = float_array(scores, "scores", 2 if np.ndim(scores) == 2 else 1).astype(np.float64, copy=False)
     same = same_array(same, table.shape[-1])
-    ids = _fold_ids(folds, len(same))
+    ids = fold_ids(folds, len(same))
     if table.ndim == 2 and len(table) != ids.max() + 1:
         raise ValueError(f"scores must have one row for each of the {ids.max() + 1} folds, got shape {table.shape}")
     if convention not in CONVENTIONS:
