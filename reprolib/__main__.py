@@ -1,4 +1,4 @@
-"""Command line of the suite: `python -m reprolib {fetch,run,report,claims,bench}`."""
+"""Command line of the suite: `python -m reprolib {fetch,run,report,claims,verify,bench}`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ from typing import NoReturn
 from reprolib import __version__
 
 PROFILE_HELP = "smoke, standard, full or paper"
+
+VERIFY_HELP = """Prints the cross-validated accuracy in three conventions, TAR at FARs, the equal error rate and the
+area under the ROC curve, each with its interval, and writes verification.json and roc.png. EMBEDDINGS is a file of
+numpy.savez with the arrays embeddings, floating point (N, d), and names (or paths), strings (N,), such as Ann_0001 or
+lfw/Ann/Ann_0001.jpg. Image i of a person in LFW's pairs.txt is looked up as Name_%04d. A plain list has lines
+'name_a name_b same' with same 1 or 0."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,7 +38,7 @@ def _count(text: str) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="reprolib", description="Fetch the data, run the notebooks, report what they found.")
     parser.add_argument("--version", action="version", version=f"reprolib {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{fetch,run,report,claims,bench}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{fetch,run,report,claims,verify,bench}")
 
     fetch = commands.add_parser("fetch", help="fetch data sets and verify them")
     known = "mnist, fashion_mnist, orl, lfw, cifar10 (default: mnist orl)"
@@ -56,6 +62,14 @@ def build_parser() -> argparse.ArgumentParser:
     for command, action in ((report, _report), (claims, _claims)):
         command.add_argument("--profile", help=PROFILE_HELP)
         command.set_defaults(action=action)
+
+    verify = commands.add_parser("verify", help="verification report for your embeddings", description=VERIFY_HELP)
+    verify.add_argument("embeddings", metavar="EMBEDDINGS", help=".npz file with embeddings (N, d) and names (N,)")
+    verify.add_argument("pairs", metavar="PAIRS", help="LFW's pairs.txt, or lines of 'name_a name_b same'")
+    verify.add_argument("--output", metavar="FOLDER", default="verification", help="default: verification/")
+    verify.add_argument("--far", type=float, nargs="+", metavar="RATE", help="default: 0.001 0.01 0.1")
+    verify.add_argument("--folds", type=int, default=10, metavar="K", help="folds of a plain list (default: 10)")
+    verify.set_defaults(action=_verify)
 
     bench = commands.add_parser("bench", help="benchmarks; without a name all of them")
     bench.add_argument("names", nargs="*", metavar="NAME")
@@ -109,6 +123,14 @@ def _claims(arguments: argparse.Namespace) -> int:
     from reprolib.experiment.report import list_claims, load_records
 
     print(list_claims(load_records(arguments.profile), arguments.paper))
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from reprolib import verify
+
+    fars = arguments.far or verify.DEFAULT_FARS
+    print(verify.run(arguments.embeddings, arguments.pairs, arguments.output, fars, arguments.folds))
     return 0
 
 

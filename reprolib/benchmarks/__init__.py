@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from reprolib.benchmarks.evaluation import rank1, tar
 from reprolib.benchmarks.heads import cost, heads, million
 from reprolib.benchmarks.miners import miners
 from reprolib.benchmarks.popular import popular
@@ -21,4 +22,6 @@ BENCHES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "cost": cost,
     "miners": miners,
     "popular": popular,
+    "tar": tar,
+    "rank1": rank1,
 }
