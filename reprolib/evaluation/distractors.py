@@ -80,7 +80,9 @@ def distractor_identification(
 
     Row i of `probes` (P, d) and of `mates` (P, d) are two images of one person; `distractors` (N, d) show
     other people. For each row the gallery is {mate} + all distractors; the trial succeeds if fewer than k
-    distractors score as high as the mate (a tie counts against the probe). `sizes` = (10, 100, ..) gives a
+    distractors score as high as the mate (a tie counts against the probe). MegaFace gives one row to each ordered
+    pair of different probe images of one person, and three random galleries of each size (`summarise_splits`
+    puts their rates together). `sizes` = (10, 100, ..) gives a
     list, for galleries of the first 10, 100, .. distractors. Features need not be normalised. Beside the data
     and unit copies of `probes` and `mates`, some 100 MiB are used whatever N is: `distractors` may be a
     memory-mapped array, and is moved to the device of `probes` block by block. Products are in the dtype of
