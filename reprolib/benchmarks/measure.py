@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -46,11 +47,21 @@ def reset_peak() -> bool:
     return True
 
 
+def give_back_free_memory() -> bool:
+    """Return freed memory to the system, so that its use again counts; False where the C library cannot."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return False
+    return True
+
+
 def peak_above(function: Callable[[], Any]) -> int | None:
     """Bytes by which resident memory rose, at its peak, above what it was before ``function``; None if unknown."""
-    gc.collect()
+    trimmed = give_back_free_memory()
     before = status_bytes("VmRSS")
-    if before is None or not reset_peak():
+    if before is None or not trimmed or not reset_peak():
         return None
     function()
     return max(0, status_bytes("VmHWM") - before)
