@@ -295,7 +295,7 @@ def plot_cost(points: list[dict[str, Any]], path: Path) -> None:
             (("seconds", "seconds a step"), ("above_mib", "MiB above W and its gradient"))
         ):
             lines = {
-                name: [p[key].get(name) if p[key].get(name) is not None else math.nan for p in chosen]
+                name: [max(p[key].get(name) or 0.0, 0.0) or math.nan for p in chosen]
                 for name in (*HEADS, PRODUCTS)
                 if not (key == "above_mib" and name == PRODUCTS) and any(p[key].get(name) for p in chosen)
             }
@@ -310,6 +310,10 @@ def plot_cost(points: list[dict[str, Any]], path: Path) -> None:
                     logx=True,
                     logy=True,
                 )
+                # colours and styles are the same in all panels; one legend serves them
+                legend = axes[row, column].get_legend()
+                if legend is not None and (row, column) != (0, 0):
+                    legend.remove()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     plt.close(figure)
