@@ -1,4 +1,4 @@
-"""Command line of the suite: `python -m reprolib {fetch,run,report,claims,bench}`."""
+"""Command line of the suite: `python -m reprolib {fetch,run,report,claims,verify,bench}`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ from reprolib import __version__
 
 PROFILE_HELP = "smoke, standard, full or paper"
 
+VERIFY_HELP = """Prints the cross-validated accuracy in three conventions, TAR at FARs, the equal error rate and the
+area under the ROC curve, each with its interval, and writes verification.json and roc.png. EMBEDDINGS is a file of
+numpy.savez with the arrays embeddings, floating point (N, d), and names (or paths), strings (N,), such as Ann_0001 or
+lfw/Ann/Ann_0001.jpg. Image i of a person in LFW's pairs.txt is looked up as Name_%04d. A plain list has lines
+'name_a name_b same' with same 1 or 0."""
+
 
 class _Parser(argparse.ArgumentParser):
     """A parser that says what is wrong in one line."""
@@ -22,13 +28,21 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
 
 
+def _count(text: str) -> int:
+    value = int(text.replace("_", ""))
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer >= 1, got {text}")
+    return value
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="reprolib", description="Fetch the data, run the notebooks, report what they found.")
     parser.add_argument("--version", action="version", version=f"reprolib {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{fetch,run,report,claims,bench}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{fetch,run,report,claims,verify,bench}")
 
     fetch = commands.add_parser("fetch", help="fetch data sets and verify them")
-    fetch.add_argument("names", nargs="*", metavar="NAME", help="mnist, fashion_mnist, orl (default: mnist orl)")
+    known = "mnist, fashion_mnist, orl, lfw, cifar10 (default: mnist orl)"
+    fetch.add_argument("names", nargs="*", metavar="NAME", help=known)
     fetch.add_argument("--from", dest="source", metavar="FOLDER", help="take the files from a folder or archive")
     fetch.add_argument("--to", metavar="FOLDER", help="data folder (default: REPROLIB_DATA, else data/)")
     fetch.set_defaults(action=_fetch)
@@ -49,8 +63,26 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--profile", help=PROFILE_HELP)
         command.set_defaults(action=action)
 
+    verify = commands.add_parser("verify", help="verification report for your embeddings", description=VERIFY_HELP)
+    verify.add_argument("embeddings", metavar="EMBEDDINGS", help=".npz file with embeddings (N, d) and names (N,)")
+    verify.add_argument("pairs", metavar="PAIRS", help="LFW's pairs.txt, or lines of 'name_a name_b same'")
+    verify.add_argument("--output", metavar="FOLDER", default="verification", help="default: verification/")
+    verify.add_argument("--far", type=float, nargs="+", metavar="RATE", help="default: 0.001 0.01 0.1")
+    verify.add_argument("--folds", type=int, default=10, metavar="K", help="folds of a plain list (default: 10)")
+    verify.set_defaults(action=_verify)
+
     bench = commands.add_parser("bench", help="benchmarks; without a name all of them")
     bench.add_argument("names", nargs="*", metavar="NAME")
+    bench.add_argument("--output", metavar="DIR", help="folder for NAME.json and the figures")
+    bench.add_argument(
+        "--classes", type=_count, nargs="+", metavar="C", help="heads, million, cost: numbers of classes"
+    )
+    bench.add_argument("--batch", type=_count, metavar="B", help="batch size instead of the bench's own")
+    bench.add_argument("--dim", type=_count, metavar="D", help="embedding dimension instead of the bench's own")
+    bench.add_argument("--repeats", type=_count, metavar="N", help="timed rounds")
+    bench.add_argument("--seeds", type=_count, metavar="N", help="toy: number of seeds (default 5)")
+    bench.add_argument("--only", nargs="+", metavar="LOSS", help="toy: only these losses")
+    bench.add_argument("--limit", type=_count, metavar="N", help="million: GiB; popular: seconds for the popular loop")
     bench.set_defaults(action=_bench)
     return parser
 
@@ -94,6 +126,14 @@ def _claims(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _verify(arguments: argparse.Namespace) -> int:
+    from reprolib import verify
+
+    fars = arguments.far or verify.DEFAULT_FARS
+    print(verify.run(arguments.embeddings, arguments.pairs, arguments.output, fars, arguments.folds))
+    return 0
+
+
 def _bench(arguments: argparse.Namespace) -> int:
     from reprolib.benchmarks import BENCHES
 
@@ -102,7 +142,14 @@ def _bench(arguments: argparse.Namespace) -> int:
         if name not in BENCHES:
             raise ValueError(f"unknown benchmark {name!r}; benchmarks are {', '.join(BENCHES)}")
     for name in names:
-        print(json.dumps({"bench": name, **BENCHES[name](arguments)}), flush=True)
+        result = {"bench": name, **BENCHES[name](arguments)}
+        print(json.dumps(result), flush=True)
+        if arguments.output is not None:
+            path = Path(arguments.output) / f"{name}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".json.part")
+            part.write_text(json.dumps(result, indent=1) + "\n")
+            os.replace(part, path)
     return 0
 
 

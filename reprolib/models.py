@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-NAMES = ("compact", "lenets++", "normface")
+NAMES = ("compact", "lenets++", "normface", "sphere4", "sphere4-bn")
+# three halvings by pooling, the last 3 / 2 without padding, leave nothing of a smaller picture
+LEAST_SIDE = 12
 
 
 def scale_pixels(images: Tensor) -> Tensor:
@@ -110,18 +112,48 @@ def normface_net(embedding_dim: int = 3, image_shape: tuple[int, int, int] = (1,
     return EmbeddingNet(convolutions, head, image_shape)
 
 
+def sphere4(
+    embedding_dim: int = 512, image_shape: tuple[int, int, int] = (3, 112, 112), batch_norm: bool = False
+) -> EmbeddingNet:
+    """The 4-layer network of SphereFace (Table 2): 3x3 convolutions 64, 128, 256, 512 of stride 2, PReLU, then FC.
+
+    The paper's input is 112 x 96 and its FC layer has 512 outputs; any size and number of channels will do here. The
+    convolutions start as K. He et al. 2015 derive for PReLU with slope 1/4, which keeps the variance of the signal.
+    With ``batch_norm``, which the paper does not use, each convolution gets one in the place of its bias: without it
+    a few thousand images are too few to start from.
+    """
+    layers: list[nn.Module] = []
+    channels = image_shape[0]
+    for width in (64, 128, 256, 512):
+        convolution = nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=not batch_norm)
+        nn.init.kaiming_normal_(convolution.weight, a=0.25)
+        if convolution.bias is not None:
+            nn.init.zeros_(convolution.bias)
+        layers += [convolution, *([nn.BatchNorm2d(width)] if batch_norm else []), nn.PReLU(width)]
+        channels = width
+    convolutions = nn.Sequential(*layers)
+    head = nn.Sequential(nn.Linear(_flat_size(convolutions, image_shape), embedding_dim))
+    return EmbeddingNet(convolutions, head, image_shape)
+
+
 def build(name: str, embedding_dim: int, image_shape: tuple[int, int, int] = (1, 28, 28)) -> EmbeddingNet:
     """The network called ``name`` (one of ``NAMES``), initialised from the global generator.
 
     Raises:
-        ValueError: for an unknown name or ``embedding_dim`` < 1.
+        ValueError: for an unknown name, ``embedding_dim`` < 1, no channel or a side below 12 pixels.
     """
     if embedding_dim < 1:
         raise ValueError(f"the embedding dimension must be at least 1, got {embedding_dim}")
+    if len(image_shape) != 3 or image_shape[0] < 1 or min(image_shape[1:]) < LEAST_SIDE:
+        raise ValueError(
+            f"image_shape must be (channels, height, width) with sides of at least {LEAST_SIDE}, got {image_shape}"
+        )
     if name == "compact":
         return compact(embedding_dim, image_shape)
     if name == "lenets++":
         return lenets_plus_plus(embedding_dim, image_shape)
     if name == "normface":
         return normface_net(embedding_dim, image_shape)
+    if name in ("sphere4", "sphere4-bn"):
+        return sphere4(embedding_dim, image_shape, batch_norm=name == "sphere4-bn")
     raise ValueError(f"unknown network {name!r}; allowed are {', '.join(NAMES)}")

@@ -6,6 +6,7 @@ functions of the step, an interrupted run that resumes from its checkpoint ends 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import tempfile
@@ -37,6 +38,10 @@ class TrainConfig:
             ``plain`` from ``scale_start`` and 0. With ramp_end = 0 there is no ramp.
         scale_start: first value of the scale in the ramp (logit units).
         nesterov: Nesterov momentum; off for plain SGD experiments.
+        flip: mirror each image left to right with probability 1/2.
+        shift: move each image by up to so many pixels, up or down and left or right, repeating its edge: what a random
+            crop of the image padded by ``shift`` gives.
+        bf16: run the network (not the loss) in bfloat16 by autocast; on a CUDA device only.
     """
 
     epochs: int = 4
@@ -52,6 +57,9 @@ class TrainConfig:
     ramp_end: float = 0.0
     scale_start: float = 5.0
     nesterov: bool = True
+    flip: bool = False
+    shift: int = 0
+    bf16: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2:
@@ -68,10 +76,16 @@ class TrainConfig:
                 "need 0 <= plain <= 1, 0 <= ramp_end <= 1, scale_start > 0, "
                 f"got {self.plain}, {self.ramp_end}, {self.scale_start}"
             )
+        if isinstance(self.shift, bool) or not isinstance(self.shift, int) or self.shift < 0:
+            raise ValueError(f"need a shift of a whole number of pixels >= 0, got {self.shift!r}")
 
     def describe(self) -> dict:
-        """The fields as a plain dictionary, for cache keys and records."""
-        return asdict(self)
+        """The fields as a plain dictionary, for cache keys and records.
+
+        Options that came later appear only where they are on, so that the key of an older run stays what it was.
+        """
+        later = {"flip": False, "shift": 0, "bf16": False}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 
 @dataclass
@@ -109,6 +123,30 @@ def ramp(config: TrainConfig, progress: float) -> float:
     if config.ramp_end <= config.plain:
         return 1.0
     return min(max((progress - config.plain) / (config.ramp_end - config.plain), 0.0), 1.0)
+
+
+def flip_and_shift(images: Tensor, generator: torch.Generator, *, flip: bool = True, shift: int = 0) -> Tensor:
+    """``images`` (n, channels, height, width), each mirrored with probability 1/2 and moved by up to ``shift`` pixels.
+
+    The move is uniform in -shift .. shift in both directions; pixels from outside repeat the edge. Whatever is random
+    comes from ``generator``, on the CPU, so that every device gets the same images; the pixels never leave the device.
+
+    Raises:
+        ValueError: for a shift that is negative or not smaller than the image.
+    """
+    n, channels, height, width = images.shape
+    if not 0 <= shift < min(height, width):
+        raise ValueError(f"the shift must be from 0 to {min(height, width) - 1} pixels, got {shift}")
+    mirrored = torch.rand(n, 1, generator=generator) < 0.5
+    moves = torch.randint(-shift, shift + 1, (2, n, 1), generator=generator)
+    rows = (torch.arange(height) + moves[0]).clamp_(0, height - 1)
+    columns = (torch.arange(width) + moves[1]).clamp_(0, width - 1)
+    if flip:
+        columns = torch.where(mirrored, width - 1 - columns, columns)
+    rows, columns = rows.to(images.device), columns.to(images.device)
+    index = torch.arange(n, device=images.device)[:, None, None, None]
+    channel = torch.arange(channels, device=images.device)[None, :, None, None]
+    return images[index, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def _epoch_order(count: int, seed: int, epoch: int, device: torch.device) -> Tensor:
@@ -152,14 +190,16 @@ def train(
         images: uint8 (N, channels, height, width), on the device of the model.
         labels: int64 (N,), same device.
         seed: fixes the order of the images and the augmentation.
-        augment: ``augment(batch, generator)`` returns the batch that is trained on.
+        augment: ``augment(batch, generator)`` returns the batch that is trained on; after ``config.flip`` and
+            ``config.shift``.
         probe: called at the start and then every ``log_every`` steps as ``probe(step, model, loss)``; what it returns
             is kept in the history. The model is in evaluation mode during the call.
         checkpoint: file to resume from if it exists; written every ``checkpoint_every`` steps and at ``stop_after``.
         stop_after: stop after this many steps of the whole run (as an interruption would).
 
     Raises:
-        ValueError: if the batch is larger than the data, shapes disagree, or the loss becomes NaN or infinite.
+        ValueError: if the batch is larger than the data, shapes disagree, bf16 is asked for without CUDA, the shift is
+            not smaller than the images, or the loss becomes NaN or infinite.
     """
     count = images.shape[0]
     if labels.shape != (count,):
@@ -167,6 +207,8 @@ def train(
     if config.batch_size > count:
         raise ValueError(f"batch_size {config.batch_size} is larger than the {count} images given")
     device = images.device
+    if config.bf16 and device.type != "cuda":
+        raise ValueError(f"bf16 needs the images on a CUDA device, they are on {device}")
     steps_per_epoch = count // config.batch_size
     total = steps_per_epoch * config.epochs
     scheduled = hasattr(loss, "set_warmup") and config.ramp_end > config.plain
@@ -234,8 +276,13 @@ def train(
             order, order_epoch = _epoch_order(count, seed, epoch, device), epoch
         index = order[position * config.batch_size : (position + 1) * config.batch_size]
         batch, target = images[index], labels[index]
-        if augment is not None:
-            batch = augment(batch, torch.Generator().manual_seed(seed * 1_000_003 + 500_000_000 + step))
+        if augment is not None or config.flip or config.shift:
+            # drawn from the step alone, so that a resumed run sees the same images
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + 500_000_000 + step)
+            if config.flip or config.shift:
+                batch = flip_and_shift(batch, generator, flip=config.flip, shift=config.shift)
+            if augment is not None:
+                batch = augment(batch, generator)
         progress = step / total
         if scheduled:
             strength = ramp(config, progress)
@@ -246,7 +293,10 @@ def train(
         rate = learning_rate(config, progress)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        embeddings = model(batch)
+        with torch.autocast("cuda", dtype=torch.bfloat16) if config.bf16 else contextlib.nullcontext():
+            embeddings = model(batch)
+        if config.bf16:
+            embeddings = embeddings.float()
         plain = progress < config.plain and hasattr(loss, "plain_loss")
         value = loss.plain_loss(embeddings, target) if plain else loss(embeddings, target)
         optimizer.zero_grad(set_to_none=True)

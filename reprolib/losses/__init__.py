@@ -41,6 +41,7 @@ from reprolib.losses.mining import (
     random_triplets,
     semi_hard_triplets,
 )
+from reprolib.losses.sampled import PartialFC, SampledSoftmax
 from reprolib.losses.schedules import AnnealedLambda, LinearRamp
 
 __all__ = [
@@ -64,6 +65,8 @@ __all__ = [
     "MultiplicativeAngular",
     "NoMargin",
     "NormFace",
+    "PartialFC",
+    "SampledSoftmax",
     "Softmax",
     "StraightThrough",
     "angular_triplet_loss",

@@ -4,19 +4,21 @@ With r_i = ||x_i||, the logits are z_ij = R_i C_j cos(theta_ij) + b_j, where R_i
 normalised and r_i if not, and C_j is 1 if weights are normalised and ||W_j|| if not; the target logit uses
 phi(cos theta) in place of cos theta. The loss is the mean over the batch of -log softmax(z_i)[y_i].
 
-The gradient is the closed form that the notebooks derive. It is made during the forward pass, a chunk of rows at
-a time, so that the N x C matrix of logits never exists as a whole.
+The gradient is the closed form that the notebooks derive; :mod:`reprolib.losses.fused` makes it during the forward
+pass, a chunk of rows at a time, so that the N x C matrix of logits never exists as a whole.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from reprolib.losses.distance import at_least_float32, full_precision
+from reprolib.losses.fused import CHUNK_BYTES, Form, fused_margin_softmax, norm
 from reprolib.losses.margins import (
     AdditiveAngular,
     AdditiveCosine,
@@ -27,10 +29,24 @@ from reprolib.losses.margins import (
     StraightThrough,
 )
 from reprolib.losses.official import sphereface_logits
+from reprolib.losses.sampled import ClassSampler
 from reprolib.losses.schedules import AnnealedLambda
 
+__all__ = [
+    "CHUNK_BYTES",
+    "ASoftmax",
+    "ArcFace",
+    "CombinedMargin",
+    "CosFace",
+    "L2Softmax",
+    "LSoftmax",
+    "MarginSoftmax",
+    "NormFace",
+    "Softmax",
+    "check_batch",
+]
+
 IMPLEMENTATIONS = ("fused", "reference")
-CHUNK_BYTES = 32 * 2**20
 
 
 def check_batch(features: Tensor, labels: Tensor, in_features: int, num_classes: int) -> None:
@@ -52,106 +68,6 @@ def check_batch(features: Tensor, labels: Tensor, in_features: int, num_classes:
         raise ValueError("features hold NaN or infinity; finite values are needed")
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-def _norm(tensor: Tensor, eps: float) -> Tensor:
-    # NormFace sec. 3.2: ||x|| = sqrt(sum_k x_k^2 + eps)
-    return (tensor.square().sum(dim=1) + eps).sqrt()
-
-
-class _FusedMarginSoftmax(torch.autograd.Function):
-    """Mean loss of the head and its closed-form gradients, made in one pass over chunks of rows."""
-
-    @staticmethod
-    def forward(ctx, features, weight, bias, scale, labels, margin, strength, head):
-        need_x, need_w, need_b, need_s = ctx.needs_input_grad[:4]
-        need_any = need_x or need_w or need_b or need_s
-        x_all, w = _wide(features), _wide(weight)
-        count, num_classes = x_all.shape[0], w.shape[0]
-        r_w = _norm(w, head.eps)
-        grad_x = torch.empty_like(x_all) if need_any else None
-        grad_w = torch.zeros_like(w) if need_w else None
-        grad_b = torch.zeros_like(bias) if need_b else None
-        total = x_all.new_zeros(())
-        grad_s = x_all.new_zeros(())
-        # sum over the samples of a class of dL/dC_j = g R (phi - slope cos) / ||W_j||, for free weight norms
-        free_w = w.new_zeros(num_classes)
-        rows = max(1, min(count, CHUNK_BYTES // (x_all.element_size() * num_classes)))
-        for begin in range(0, count, rows):
-            x, y = x_all[begin : begin + rows], labels[begin : begin + rows]
-            r_x = _norm(x, head.eps)
-            index = torch.arange(x.shape[0], device=x.device)
-            z = x @ w.t()
-            cosine = (z[index, y] / (r_x * r_w[y])).clamp(-1.0, 1.0)
-            phi, slope = margin.value_and_slope(cosine, strength)
-            row = scale / r_x if head.normalize_features else torch.ones_like(r_x)
-            big_r = scale.expand_as(r_x) if head.normalize_features else r_x
-            big_c = torch.ones_like(r_x) if head.normalize_weights else r_w[y]
-            # z_ij = R_i C_j cos(theta_ij): norms and scale fold into the product of the two matrices
-            if head.normalize_features:
-                z.mul_(row[:, None])
-            if head.normalize_weights:
-                z.div_(r_w[None, :])
-            if not margin.is_identity:
-                # z_iy = R_i C_y phi(theta_y)
-                z[index, y] = big_r * big_c * phi
-            if bias is not None:
-                z.add_(_wide(bias))
-            log_sum = z.logsumexp(dim=1)
-            total += (log_sum - z[index, y]).sum()
-            if not need_any:
-                continue
-            # g_ij = dL/dz_ij = (p_ij - [j = y_i]) / N
-            g = z.sub_(log_sum[:, None]).exp_().div_(count)
-            g[index, y] -= 1.0 / count
-            g_y = g[index, y]
-            if need_b:
-                grad_b += g.sum(dim=0)
-            # q_ij = dL/dP_ij with P = x W^T at fixed norms; the target carries the slope d phi / d cos
-            if head.normalize_features:
-                g.mul_(row[:, None])
-            if head.normalize_weights:
-                g.div_(r_w[None, :])
-            if not margin.is_identity:
-                g[index, y] = g_y * big_r * big_c * slope / (r_x * r_w[y])
-            gx = g @ w
-            along = (gx * x).sum(dim=1)
-            if need_s:
-                # dL/ds = sum_ij g_ij z_ij / s; the target's q carries slope cos in place of phi
-                grad_s += (along + g_y * big_r * big_c * (phi - slope * cosine)).sum() / scale
-            if need_w:
-                grad_w.addmm_(g.t(), x)
-                if not head.normalize_weights and not margin.is_identity:
-                    free_w.index_add_(0, y, g_y * big_r * (phi - slope * cosine) / r_w[y])
-            if head.normalize_features:
-                # projection on the tangent space: x carries no radial gradient (NormFace eq. 4)
-                gx.sub_(x * (along / r_x.square())[:, None])
-            elif not margin.is_identity:
-                # free ||x||: the radial part changes from slope cos to phi
-                gx.add_(x * (g_y * big_c * (phi - slope * cosine) / r_x)[:, None])
-            grad_x[begin : begin + rows] = gx
-        if need_w:
-            if head.normalize_weights:
-                grad_w.sub_(w * ((grad_w * w).sum(dim=1) / r_w.square())[:, None])
-            elif not margin.is_identity:
-                grad_w.add_(w * free_w[:, None])
-        ctx.save_for_backward(
-            grad_x.to(features.dtype) if need_x else None,
-            grad_w.to(weight.dtype) if need_w else None,
-            grad_b if need_b else None,
-            grad_s.to(scale.dtype) if need_s else None,
-        )
-        return total / count
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output):
-        grads = [None if grad is None else grad * grad_output.to(grad.dtype) for grad in ctx.saved_tensors]
-        return (*grads, None, None, None, None)
-
-
 class MarginSoftmax(nn.Module):
     """Softmax cross-entropy over z_ij = R_i C_j cos(theta_ij) + b_j with a margin on the target logit.
 
@@ -167,7 +83,13 @@ class MarginSoftmax(nn.Module):
         eps: added to the sum of squares under the square root of every norm (NormFace sec. 3.2).
         annealing: lambda of the L- and A-Softmax papers; each training step sets strength = 1 / (1 + lambda).
         implementation: ``fused`` (closed-form gradient) or ``reference`` (plain operations under autograd).
+        chunk_bytes: memory for logits; if None, :data:`reprolib.losses.fused.CHUNK_BYTES` or an eighth of the weights.
+        sampler: in training mode only the classes that it draws enter the loss (:mod:`reprolib.losses.sampled`).
+        sparse_grad: with a sampler, the gradient of ``weight`` is a sparse tensor that holds the drawn rows alone.
         generator: source of the initial weights; the global one if None.
+
+    ``row_hooks`` are called as ``hook(classes)`` before rows of ``weight`` are read: ``classes`` (K,) or None for all
+    (:class:`reprolib.optim.SparseMomentumSGD` brings them up to date there).
 
     Shapes: features (N, d), labels (N,) int64; the loss is a scalar, the mean over the batch.
 
@@ -190,6 +112,9 @@ class MarginSoftmax(nn.Module):
         eps: float = 1e-12,
         annealing: AnnealedLambda | None = None,
         implementation: str = "fused",
+        chunk_bytes: int | None = None,
+        sampler: ClassSampler | None = None,
+        sparse_grad: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -203,10 +128,20 @@ class MarginSoftmax(nn.Module):
             raise ValueError("a learned scale needs normalised features; without them the feature norm is the scale")
         if implementation not in IMPLEMENTATIONS:
             raise ValueError(f"unknown implementation {implementation!r}; allowed are {', '.join(IMPLEMENTATIONS)}")
+        if chunk_bytes is not None and chunk_bytes < 1:
+            raise ValueError(f"chunk_bytes must be at least 1, got {chunk_bytes!r}")
+        if sampler is not None:
+            if not isinstance(sampler, ClassSampler):
+                raise TypeError(f"sampler must be a ClassSampler, got {type(sampler).__name__}")
+            sampler.check(num_classes)
+        if sparse_grad and sampler is None:
+            raise ValueError("sparse_grad needs a sampler; without one every row of the gradient is used")
         self.in_features, self.num_classes = in_features, num_classes
         self.margin = NoMargin() if margin is None else margin
         self.normalize_features, self.normalize_weights = normalize_features, normalize_weights
         self.eps, self.implementation, self.annealing = float(eps), implementation, annealing
+        self.chunk_bytes, self.sampler, self.sparse_grad = chunk_bytes, sampler, sparse_grad
+        self.row_hooks: list[Callable[[Tensor | None], None]] = []
         initial = torch.randn(num_classes, in_features, generator=generator) / math.sqrt(in_features)
         self.weight = nn.Parameter(initial)
         self.bias = nn.Parameter(torch.zeros(num_classes)) if bias else None
@@ -234,48 +169,84 @@ class MarginSoftmax(nn.Module):
             raise ValueError(f"the scale must be positive, got {float(self.scale.detach())}")
         return self.scale
 
+    def _before_reading(self, classes: Tensor | None) -> None:
+        for hook in self.row_hooks:
+            hook(classes)
+
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss over the batch, a scalar."""
+        """Mean loss over the batch, a scalar; in evaluation mode over all classes, sampler or not."""
         check_batch(features, labels, self.in_features, self.num_classes)
         scale = self._current_scale()
         if self.annealing is not None and self.training:
             self.set_warmup(strength=1.0 / (1.0 + self.annealing()))
-        return self._value(features, labels, scale)
+        weight, bias, correction, classes = self.weight, self.bias, None, None
+        if self.sampler is not None and self.training:
+            classes, labels, correction = self.sampler(labels, self.num_classes)
+        self._before_reading(classes)
+        if classes is not None:
+            weight = nn.functional.embedding(classes, weight, sparse=self.sparse_grad)
+            bias = None if bias is None else bias[classes]
+        with full_precision(features):
+            return self._value(features, labels, scale, weight, bias, correction)
 
-    def _value(self, features: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
+    def _value(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        scale: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        correction: Tensor | None,
+    ) -> Tensor:
         if self.implementation == "reference":
-            return self._reference(features, labels, scale)
-        return _FusedMarginSoftmax.apply(
-            features, self.weight, self.bias, scale, labels, self.margin, self.strength, self
+            return self._reference(features, labels, scale, weight, bias, correction)
+        form = Form(
+            self.margin, self.strength, self.normalize_features, self.normalize_weights, self.eps, self.chunk_bytes
         )
+        return fused_margin_softmax(features, weight, bias, scale, labels, form, correction)
 
     def plain_loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """Softmax cross-entropy over x W^T + b with the same weights, without normalisation or margin: the warm-up."""
         check_batch(features, labels, self.in_features, self.num_classes)
-        return nn.functional.cross_entropy(nn.functional.linear(_wide(features), _wide(self.weight), self.bias), labels)
+        self._before_reading(None)
+        with full_precision(features):
+            z = nn.functional.linear(at_least_float32(features), at_least_float32(self.weight), self.bias)
+            return nn.functional.cross_entropy(z, labels)
 
-    def _reference(self, features: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
-        x, w = _wide(features), _wide(self.weight)
-        r_x, r_w = _norm(x, self.eps), _norm(w, self.eps)
+    def _reference(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        scale: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        correction: Tensor | None,
+    ) -> Tensor:
+        x, w = at_least_float32(features), at_least_float32(weight)
+        r_x, r_w = norm(x, self.eps), norm(w, self.eps)
         cosine = (x @ w.t()) / (r_x[:, None] * r_w[None, :])
-        target = nn.functional.one_hot(labels, self.num_classes).bool()
+        target = nn.functional.one_hot(labels, w.shape[0]).bool()
         phi, _ = self.margin.value_and_slope(cosine, self.strength)
         size = scale if self.normalize_features else r_x[:, None]
         size = size if self.normalize_weights else size * r_w[None, :]
         z = size * torch.where(target, phi, cosine)
-        if self.bias is not None:
-            z = z + self.bias
+        if bias is not None:
+            z = z + bias
+        if correction is not None:
+            z = torch.where(target, z, z + correction)
         return nn.functional.cross_entropy(z, labels)
 
     def logits(self, features: Tensor) -> Tensor:
         """Margin-free logits (N, C), the ones used to predict: R_i C_j cos(theta_ij) + b_j."""
-        x, w = _wide(features), _wide(self.weight)
-        if self.normalize_features:
-            x = x * (self._current_scale() / _norm(x, self.eps))[:, None]
-        if self.normalize_weights:
-            w = w / _norm(w, self.eps)[:, None]
-        z = x @ w.t()
-        return z if self.bias is None else z + self.bias
+        self._before_reading(None)
+        with full_precision(features):
+            x, w = at_least_float32(features), at_least_float32(self.weight)
+            if self.normalize_features:
+                x = x * (self._current_scale() / norm(x, self.eps))[:, None]
+            if self.normalize_weights:
+                w = w / norm(w, self.eps)[:, None]
+            z = x @ w.t()
+            return z if self.bias is None else z + self.bias
 
     def extra_repr(self) -> str:
         """What ``repr`` shows between the parentheses."""
@@ -363,19 +334,28 @@ class ASoftmax(MarginSoftmax):
         self, in_features: int, num_classes: int, *, m: int = 4, gradient: str = "paper", **options: Any
     ) -> None:
         margin = _with_gradient(MultiplicativeAngular(m), gradient, ("paper", "straight_through", "caffe"))
+        if gradient == "caffe" and options.get("sampler") is not None:
+            raise ValueError("gradient 'caffe' changes all class weights in place and takes no sampler")
         super().__init__(in_features, num_classes, margin=margin, normalize_weights=True, **options)
         self.gradient = gradient
 
-    def _value(self, features: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
+    def _value(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        scale: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        correction: Tensor | None,
+    ) -> Tensor:
         if self.gradient != "caffe":
-            return super()._value(features, labels, scale)
-        weight = self.weight
+            return super()._value(features, labels, scale, weight, bias, correction)
         if self.training:
             with torch.no_grad():
                 weight.div_(weight.norm(dim=1, keepdim=True))
         else:
             weight = weight / weight.norm(dim=1, keepdim=True)
-        z = sphereface_logits(_wide(features), _wide(weight), labels, self.margin, self.strength)
+        z = sphereface_logits(at_least_float32(features), at_least_float32(weight), labels, self.margin, self.strength)
         return nn.functional.cross_entropy(z, labels)
 
 

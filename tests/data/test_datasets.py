@@ -154,7 +154,7 @@ def test_load_of_an_unknown_name_lists_the_allowed(name):
 
 
 def test_fetch_of_an_unknown_name_lists_the_allowed(tmp_path):
-    with pytest.raises(ValueError, match="'lwf'; allowed are mnist, fashion_mnist, orl, digits"):
+    with pytest.raises(ValueError, match="'lwf'; allowed are mnist, fashion_mnist, orl, lfw, cifar10, digits"):
         fetch("lwf", tmp_path)
 
 
@@ -257,7 +257,7 @@ def test_the_real_data_set_if_this_machine_has_it(recipe):
 
 
 def test_recipes_agree_with_the_published_sizes():
-    assert set(RECIPES) == {"mnist", "fashion_mnist", "orl"}
+    assert set(RECIPES) == {"mnist", "fashion_mnist", "orl", "lfw", "cifar10"}
     for recipe in (MNIST, FASHION_MNIST):
         sizes = {file: recipe.content_size(file) for file in recipe.files}
         assert sorted(sizes.values()) == [10_008, 60_008, 7_840_016, 47_040_016]

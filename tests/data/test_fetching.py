@@ -466,7 +466,7 @@ def test_download_gives_up_when_the_look_up_of_the_name_hangs(monkeypatch):
     assert time.monotonic() - start < 0.9
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "orl"])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "orl", "lfw", "cifar10"])
 def test_each_script_explains_itself(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"fetch_{name}.py", "--help"])
     with pytest.raises(SystemExit) as stopped:
@@ -476,7 +476,7 @@ def test_each_script_explains_itself(name, monkeypatch, capsys):
     assert "--from" in text and "--to" in text and f"{name}/ is made in it" in text
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "orl"])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "orl", "lfw", "cifar10"])
 def test_each_script_fetches_its_own_data_set(name, monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(datasets, "fetch", lambda *arguments: calls.append(arguments))

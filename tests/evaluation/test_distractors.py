@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from reprolib.evaluation import distractor_identification, distractor_verification, distractors, tar_at_far
 
@@ -47,6 +49,37 @@ def test_by_pencil():
     others = np.array([[3.0, 4.0], [5.0, 0.0]])
     assert distractor_identification(probe, mate, others, sizes=[1, 2]) == [1.0, 0.0]
     assert distractor_identification(probe, mate, others, k=2) == 1
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 5]))
+def test_megaface_by_its_definition(seed, k):
+    """For each ordered pair (a, b) of a person's images the gallery is {b} and the distractors."""
+    generator = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(4), [1, 2, 3, 3])
+    images = generator.normal(size=(4, 6))[labels] + generator.normal(size=(9, 6))
+    others = generator.normal(size=(15, 6))
+    pairs = [(i, j) for i in range(9) for j in range(9) if i != j and labels[i] == labels[j]]
+    found, scores = [], []
+    for i, j in pairs:
+        gallery = unit(np.concatenate((images[j : j + 1], others))) @ unit(images)[i]
+        found.append(0 in np.argsort(-gallery)[:k])
+        scores.append(gallery[0])
+    first, second = np.array(pairs).T
+    assert distractor_identification(images[first], images[second], others, k=k) == np.mean(found)
+    impostor = (unit(images) @ unit(others).T).ravel()
+    best = max(np.mean(np.array(scores) > t) for t in [-2, *impostor] if np.mean(impostor > t) <= 0.05)
+    assert distractor_verification(np.array(scores), images, others, 0.05) == best
+
+
+def test_a_probe_that_has_failed_stays_failed(monkeypatch):
+    # every distractor of the first block beats every mate; the later ones are not counted for them any more
+    a, _, _ = problem(20)
+    everyone = np.concatenate((a, -a, problem(seed=3)[2]))
+    monkeypatch.setattr(distractors, "_BLOCK", 64)
+    for k in (1, 2, 25):
+        ranks = plain_ranks(a, -a, everyone)
+        assert distractor_identification(a, -a, everyone, k=k) == np.mean(ranks <= k)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -56,6 +56,17 @@ def test_perfect_scores():
     assert result.fold_thresholds == pytest.approx([0.5] * 5)
 
 
+@pytest.mark.parametrize("per_fold", [700, 600])
+def test_cfp_fp_and_agedb_30_are_the_same_call(per_fold):
+    # ten folds of 350 + 350 and of 300 + 300, one pair of each fold on the wrong side of the gap
+    same = np.tile(np.repeat([True, False], per_fold // 2), 10)
+    scores = np.where(same, 0.8, 0.2)
+    scores[::per_fold] = 0.1
+    result = verification_accuracy(scores, same, 10)
+    assert result.accuracy == pytest.approx(1 - 1 / per_fold, abs=1e-15) and result.accuracy.supported
+    assert result.fold_thresholds == pytest.approx([0.5] * 10) and result.standard_error == 0
+
+
 def test_equal_scores_are_a_coin():
     same = np.tile([True, False], 10)
     for value in (0.0, 0.3):
@@ -228,7 +239,8 @@ def test_unbalanced_folds_are_marked():
         ([0.1, float("nan"), 0.3, 0.4], [0, 1, 0, 1], 2, ValueError, "NaN"),
         ([0.1, float("inf"), 0.3, 0.4], [0, 1, 0, 1], 2, ValueError, "infinite"),
         ([1, 0, 1, 0], [0, 1, 0, 1], 2, TypeError, "floating"),
-        ([[0.1, 0.2], [0.3, 0.4]], [0, 1, 0, 1], 2, ValueError, "axes"),
+        ([[0.1, 0.2], [0.3, 0.4]], [0, 1, 0, 1], 2, ValueError, "shape"),
+        ([[[0.1, 0.2], [0.3, 0.4]]], [0, 1, 0, 1], 2, ValueError, "axes"),
     ],
 )
 def test_wrong_input_is_named(scores, same, folds, error, words):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from reprolib.losses import margin_softmax
+from reprolib.losses import fused as fused_module
 from reprolib.losses.margin_softmax import (
     ArcFace,
     ASoftmax,
@@ -117,7 +117,7 @@ MARGINS = [
 @pytest.mark.parametrize("margin", MARGINS, ids=repr)
 def test_fused_gradient_equals_autograd_of_the_reference(margin, features, weights, bias, monkeypatch):
     # chunks of two rows, so that the loop over chunks is exercised
-    monkeypatch.setattr(margin_softmax, "CHUNK_BYTES", 2 * 8 * C)
+    monkeypatch.setattr(fused_module, "CHUNK_BYTES", 2 * 8 * C)
     fused = make(margin, features, weights, bias)
     reference = make(margin, features, weights, bias, "reference")
     for head in (fused, reference):

@@ -1,0 +1,125 @@
+"""What is compared: features merged with those of the flipped image, centred features, cosines of pairs.
+
+Where the published evaluations differ before any threshold is chosen. All rows that come back are unit
+vectors, so that their dot product is the score.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ._inputs import Array, feature_rows, label_array, row_tensor, unit_rows
+
+_CELLS = 1 << 22  # products held at once
+
+
+def _both(first: Any, second: Any, names: tuple[str, str]) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """Two feature matrices of one shape as tensors of one dtype (float32 or more), and the kind given."""
+    rows = [feature_rows(values, name) for values, name in zip((first, second), names, strict=True)]
+    if rows[0].shape != rows[1].shape:
+        shapes = [tuple(values.shape) for values in rows]
+        raise ValueError(f"{names[0]} and {names[1]} must have the same shape, got {shapes[0]} and {shapes[1]}")
+    kind = rows[0]
+    tensors = [row_tensor(values) for values in rows]
+    dtype = torch.float64 if any(values.dtype == torch.float64 for values in tensors) else torch.float32
+    return tensors[0].to(dtype), tensors[1].to(tensors[0].device, dtype), kind
+
+
+def _like(kind: Any, rows: torch.Tensor) -> Array:
+    return rows if isinstance(kind, torch.Tensor) else rows.numpy()
+
+
+@torch.no_grad()
+def flip_sum(features: Array, flipped: Array, *, unit_first: bool = False) -> Array:
+    """Features (N, d) of images plus those of the mirrored images, L2-normalised: (f + f') / |f + f'|.
+
+    The order is sum, then normalise (insightface's evaluation). With `unit_first` both are normalised before
+    the sum as well, so that neither image weighs more than the other. Returns (N, d) in the kind of
+    `features` (half precision gives float32). Symmetric: swapping image and mirror changes nothing.
+
+    Raises ValueError for wrong shapes, NaN, or a sum of zero; TypeError for a dtype that is not floating.
+    """
+    first, second, kind = _both(features, flipped, ("features", "flipped"))
+    if unit_first:
+        first, second = unit_rows(first, "features"), unit_rows(second, "flipped features")
+    return _like(kind, unit_rows(first + second, "flip sums"))
+
+
+@torch.no_grad()
+def flip_concat(features: Array, flipped: Array, *, unit_first: bool = False) -> Array:
+    """Features (N, d) of images beside those of the mirrored images, L2-normalised: [f, f'] / |[f, f']|.
+
+    The order is concatenate, then normalise (SphereFace's evaluation, which centres in between: give the
+    result to `centred_cosines`). With `unit_first` each half is normalised first; the cosine of two results
+    is then the mean of the cosine of the images and that of the mirrored images. Returns (N, 2d) in the kind
+    of `features` (half precision gives float32). Raises as `flip_sum`.
+    """
+    first, second, kind = _both(features, flipped, ("features", "flipped"))
+    if unit_first:
+        first, second = unit_rows(first, "features"), unit_rows(second, "flipped features")
+    return _like(kind, unit_rows(torch.cat((first, second), dim=1), "flip concatenations"))
+
+
+@torch.no_grad()
+def pair_cosines(first: Array, second: Array) -> np.ndarray:
+    """Cosines (n,) float64 of row i of `first` (n, d) with row i of `second` (n, d); rows need not be unit."""
+    a, b, _ = _both(first, second, ("first", "second"))
+    a, b = unit_rows(a.double(), "first"), unit_rows(b.double(), "second")
+    return (a * b).sum(dim=1).clamp(-1, 1).cpu().numpy()
+
+
+@torch.no_grad()
+def centred_cosines(first: Array, second: Array, folds: Array) -> np.ndarray:
+    """Cosines (k, n) of the pairs after centring on the training folds of each of the k folds.
+
+    Pair i is row i of `first` and of `second`, both (n, d); `folds` (n,) integer ids as in
+    `verification_accuracy`, which takes the result as it is. In row f the mean of all 2 (n - n_f) features of
+    the other folds' pairs is subtracted from both features before their cosine is taken: SphereFace's
+    released evaluation. The mean sees no pair of the fold that is judged.
+
+    Raises ValueError for shapes, NaN, fewer than two folds, or a feature that equals the mean.
+    """
+    a, b, _ = _both(first, second, ("first", "second"))
+    a, b = a.double().cpu(), b.double().cpu()
+    ids = np.unique(label_array(folds, "folds", len(a)), return_inverse=True)[1]
+    if ids.max() < 1:
+        raise ValueError("folds must name at least 2 different folds, got 1")
+    rows = []
+    for fold in range(ids.max() + 1):
+        train = torch.from_numpy(ids != fold)
+        # mean over both sides of the training pairs, one side has as many rows as the other
+        mean = (a[train].mean(dim=0) + b[train].mean(dim=0)) / 2
+        rows.append(pair_cosines(a - mean, b - mean))
+    return np.stack(rows)
+
+
+@torch.no_grad()
+def all_pairs_cosines(features: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines of all N(N-1)/2 pairs of rows: (genuine, impostor), float32 (float64 for float64 features).
+
+    `features` (N, d), integer identities `labels` (N,). Made block by block straight into the two results,
+    which take 4 bytes a pair (188 MB for the 47 million pairs of a BLUFR trial). Either may be empty.
+    """
+    rows = row_tensor(feature_rows(features, "features"))
+    rows = rows.to("cpu", torch.float64 if rows.dtype == torch.float64 else torch.float32)
+    unit = unit_rows(rows, "features").numpy()
+    labels = label_array(labels, "labels", len(unit))
+    sizes = np.unique(labels, return_counts=True)[1].astype(np.int64)
+    mated = int((sizes * (sizes - 1) // 2).sum())
+    genuine = np.empty(mated, dtype=unit.dtype)
+    impostor = np.empty(len(unit) * (len(unit) - 1) // 2 - mated, dtype=unit.dtype)
+    step = max(1, _CELLS // len(unit))
+    ends = [0, 0]
+    for start in range(0, len(unit), step):
+        cosines = unit[start : start + step] @ unit[start:].T
+        # row i of the block meets the columns after its own diagonal
+        later = np.arange(cosines.shape[1]) > np.arange(len(cosines))[:, None]
+        same = labels[start : start + step, None] == labels[start:]
+        for kind, (store, wanted) in enumerate(((genuine, later & same), (impostor, later & ~same))):
+            part = cosines[wanted]
+            store[ends[kind] : ends[kind] + len(part)] = part
+            ends[kind] += len(part)
+    return genuine, impostor

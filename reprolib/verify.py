@@ -1,0 +1,293 @@
+"""`python -m reprolib verify EMBEDDINGS PAIRS`: a face verification report for embeddings from anywhere.
+
+EMBEDDINGS is an `.npz` file (`numpy.savez`), read without unpickling, with two arrays:
+
+- `embeddings`, floating point of shape (N, d), one row an image; lengths do not matter, cosines are compared;
+- `names` or `paths`, strings of shape (N,): the name of each row's image. A pair list finds an image by exactly
+  this name, else by its last path component without the ending of an image file: `lfw/Ann/Ann_0001.jpg` is also
+  `Ann_0001`.
+
+PAIRS is a list in the format of LFW's `pairs.txt` or a plain list of `name_a name_b same`; see
+`reprolib.evaluation.pairs`. What is computed is stated where it is defined: `verification_accuracy`, `tar_at_far`,
+`equal_error_rate` and `roc_auc` in `reprolib.evaluation`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from reprolib import plots
+from reprolib.data.files import write_atomic
+from reprolib.evaluation import (
+    Estimate,
+    PairList,
+    VerificationResult,
+    centred_cosines,
+    equal_error_rate,
+    pair_cosines,
+    read_pairs,
+    roc_auc,
+    roc_curve,
+    tar_at_far,
+    verification_accuracy,
+)
+
+DEFAULT_FARS = (1e-3, 1e-2, 1e-1)
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".pgm", ".ppm", ".tif", ".tiff")
+ACCURACIES = {
+    "exact": "accuracy, exact threshold",
+    "sphereface": "accuracy, sphereface's convention",
+    "facenet": "accuracy, facenet's and insightface's",
+    "sphereface_centred": "accuracy, sphereface's, centred features",
+}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` measured; `accuracies` by the keys of `ACCURACIES`, None where centring is impossible."""
+
+    pairs: PairList
+    dimension: int
+    scores: np.ndarray
+    accuracies: dict[str, VerificationResult | None]
+    fars: tuple[float, ...]
+    tars: tuple[Estimate, ...]
+    equal_error_rate: Estimate
+    auc: Estimate
+
+
+def read_embeddings(path: str | os.PathLike[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(embeddings (N, d) float, names (N,)) of the `.npz` file at `path`, in the format of this module.
+
+    Raises ValueError with one sentence if the file cannot be read, lacks an array, or holds wrong shapes, dtypes,
+    NaN or infinity, a zero row, or one name twice.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                raise ValueError(f"{path} is not an .npz file, or it is truncated")
+        with np.load(path, allow_pickle=False) as archive:
+            key = next((key for key in ("names", "paths") if key in archive.files), None)
+            if "embeddings" not in archive.files or key is None:
+                held = ", ".join(archive.files) or "nothing"
+                raise ValueError(f"{path} must hold the arrays embeddings and names (or paths), but holds {held}")
+            embeddings, names = _member(archive, "embeddings", path), _member(archive, key, path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{path} is a damaged .npz file ({error})") from error
+    if embeddings.dtype.kind != "f" or embeddings.ndim != 2 or embeddings.size == 0:
+        raise ValueError(
+            f"embeddings in {path} must be floating point of shape (N, d), "
+            f"got {embeddings.dtype} of shape {embeddings.shape}"
+        )
+    if names.dtype.kind not in "US" or names.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f"{key} in {path} must be {len(embeddings)} strings, one for each embedding, "
+            f"got {names.dtype} of shape {names.shape}"
+        )
+    if names.dtype.kind == "S":
+        try:
+            names = np.char.decode(names, "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{key} in {path} are not UTF-8 ({error.reason})") from error
+    listed = tuple(names.tolist())
+    if len(set(listed)) < len(listed):
+        double = next(name for name, count in zip(*np.unique(names, return_counts=True), strict=True) if count > 1)
+        raise ValueError(f"{key} in {path} hold {str(double)!r} more than once")
+    for what, wrong in (
+        ("NaN or infinite values", ~np.isfinite(embeddings).all(axis=1)),
+        ("only zeros, which have no direction", ~embeddings.any(axis=1)),
+    ):
+        if wrong.any():
+            raise ValueError(f"the embedding of {listed[int(wrong.argmax())]!r} in {path} holds {what}")
+    return embeddings, listed
+
+
+def _member(archive: Any, name: str, path: Path) -> np.ndarray:
+    try:
+        array = archive[name]
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, MemoryError, SyntaxError) as error:
+        raise ValueError(f"{name} in {path} cannot be read ({error})") from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{name} in {path} is not an array")
+    return array
+
+
+def image_key(name: str) -> str:
+    """Last component of a path, without the ending of an image file: 'lfw/Ann/Ann_0001.jpg' is 'Ann_0001'."""
+    last = name.replace("\\", "/").rsplit("/", 1)[-1]
+    stem, dot, ending = last.rpartition(".")
+    return stem if stem and dot + ending.lower() in IMAGE_ENDINGS else last
+
+
+def rows_of(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
+    """Row of each `wanted` image among `names`: by the whole name, else by `image_key`.
+
+    Raises ValueError for images that are missing, or whose key several names share.
+    """
+    whole = {name: row for row, name in enumerate(names)}
+    keys: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        keys.setdefault(image_key(name), []).append(row)
+    missing = sorted({name for name in wanted if name not in whole and image_key(name) not in keys})
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of the {len(set(wanted))} images in the pairs have no embedding, "
+            f"the first is {missing[0]!r}"
+        )
+    rows = []
+    for name in wanted:
+        found = [whole[name]] if name in whole else keys[image_key(name)]
+        if len(found) > 1:
+            raise ValueError(f"{name!r} in the pairs may be {names[found[0]]!r} or {names[found[1]]!r}")
+        rows.append(found[0])
+    return np.array(rows)
+
+
+def verify(
+    embeddings: np.ndarray, names: Sequence[str], pairs: PairList, fars: Sequence[float] = DEFAULT_FARS
+) -> Verification:
+    """The verification report of `embeddings` (N, d), named `names`, on `pairs`; `fars` in ascending order, once.
+
+    The three conventions of `verification_accuracy` judge the same cosines; "sphereface_centred" is that
+    convention after centring on the training folds, as its released evaluation does. Raises ValueError for a
+    single fold, pairs of one kind only, missing images, or a FAR outside (0, 1].
+    """
+    if pairs.fold_count < 2:
+        raise ValueError("the pairs are a single fold; the cross-validated accuracy needs at least 2")
+    first, second = (embeddings[rows_of(names, side)] for side in (pairs.first, pairs.second))
+    scores = pair_cosines(first, second)
+    fars = tuple(sorted(set(map(float, fars))))
+    genuine, impostor = scores[pairs.same], scores[~pairs.same]
+    accuracies: dict[str, VerificationResult | None] = {
+        convention: verification_accuracy(scores, pairs.same, pairs.folds, convention=convention)
+        for convention in ("exact", "sphereface", "facenet")
+    }
+    try:
+        centred = centred_cosines(first, second, pairs.folds)
+    except ValueError:
+        # an embedding that equals the mean of the training folds has no direction after centring
+        accuracies["sphereface_centred"] = None
+    else:
+        accuracies["sphereface_centred"] = verification_accuracy(
+            centred, pairs.same, pairs.folds, convention="sphereface"
+        )
+    return Verification(
+        pairs=pairs,
+        dimension=embeddings.shape[1],
+        scores=scores,
+        accuracies=accuracies,
+        fars=fars,
+        tars=tuple(tar_at_far(genuine, impostor, fars)),
+        equal_error_rate=equal_error_rate(genuine, impostor),
+        auc=roc_auc(genuine, impostor),
+    )
+
+
+def summary(found: Verification) -> str:
+    """The report as text, one measure a line, each with its 95 % interval."""
+    genuine = int(found.pairs.same.sum())
+    lines = [
+        f"{len(found.pairs)} pairs ({genuine} genuine, {len(found.pairs) - genuine} impostor) "
+        f"in {found.pairs.fold_count} folds, {found.dimension} dimensions, cosine scores",
+        "",
+    ]
+    rows: list[tuple[str, str]] = []
+    for key, title in ACCURACIES.items():
+        result = found.accuracies[key]
+        text = "undefined: an embedding equals the mean of the training folds"
+        if result is not None:
+            text = f"{result.accuracy.text(percent=True)} %, standard error {100 * result.standard_error:.2f}"
+        rows.append((title, text))
+    rows += [
+        (f"TAR at FAR {far:g}", f"{tar.text(percent=True)} %") for far, tar in zip(found.fars, found.tars, strict=True)
+    ]
+    rows.append(("equal error rate", f"{found.equal_error_rate.text(percent=True)} %"))
+    rows.append(("area under the ROC curve", found.auc.text(digits=5)))
+    lines += [f"{title:<42}{text}" for title, text in rows]
+    measures = [found.accuracies["exact"].accuracy, found.tars[0], found.equal_error_rate, found.auc]
+    names = ("accuracy", "TAR", "EER", "AUC")
+    methods = "; ".join(f"{name}: {measure.method}" for name, measure in zip(names, measures, strict=True))
+    lines += ["", f"[ ] 95 % intervals ({methods})."]
+    if not all(measure.supported for measure in (*measures, *found.tars)):
+        lines.append("* fewer than ten errors stand behind this number.")
+    return "\n".join(lines)
+
+
+def as_document(found: Verification) -> dict[str, Any]:
+    """The report as plain JSON values; every measure has `value, low, high, level, count, method, supported`."""
+    accuracies = {}
+    for key, result in found.accuracies.items():
+        accuracies[key] = result and {
+            **result.accuracy.as_dict(),
+            "standard_error": result.standard_error,
+            "fold_accuracies": list(result.fold_accuracies),
+            "fold_thresholds": list(result.fold_thresholds),
+        }
+    genuine = int(found.pairs.same.sum())
+    return {
+        "pairs": {"genuine": genuine, "impostor": len(found.pairs) - genuine, "folds": found.pairs.fold_count},
+        "dimension": found.dimension,
+        "score": "cosine",
+        "accuracy": accuracies,
+        "tar_at_far": [{"far": far, **tar.as_dict()} for far, tar in zip(found.fars, found.tars, strict=True)],
+        "equal_error_rate": found.equal_error_rate.as_dict(),
+        "auc": found.auc.as_dict(),
+    }
+
+
+def roc_png(found: Verification) -> bytes:
+    """The exact ROC curve, with a logarithmic FAR axis down to one impostor pair, as PNG."""
+    genuine, impostor = found.scores[found.pairs.same], found.scores[~found.pairs.same]
+    curve = roc_curve(genuine, impostor)
+    figure = Figure(figsize=(6, 4.5), dpi=100, layout="constrained")
+    floor = min(1 / len(impostor), found.fars[0], 0.5)
+    label = f"AUC {found.auc.text(digits=4)}"
+    title = f"{len(genuine)} genuine and {len(impostor)} impostor pairs"
+    plots.roc({label: (curve.far, curve.tar)}, ax=figure.add_subplot(), title=title, far_floor=floor)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
+
+
+def run(
+    embeddings: str | os.PathLike[str],
+    pairs: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    fars: Sequence[float] = DEFAULT_FARS,
+    plain_folds: int = 10,
+) -> str:
+    """Verifies the two files, writes `verification.json` and `roc.png` into `output`, and returns the text.
+
+    Nothing is written unless everything could be computed; each file is written whole or not at all.
+    """
+    output = Path(output)
+    occupied = next((part for part in (output, *output.parents) if part.exists()), output)
+    if not occupied.is_dir():
+        raise ValueError(f"{output} cannot be the output folder: {occupied} is a file")
+    listed = read_pairs(pairs, plain_folds=plain_folds)
+    rows, names = read_embeddings(embeddings)
+    found = verify(rows, names, listed, fars)
+    sources = {
+        kind: {"file": Path(path).name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+        for kind, path in (("embeddings", embeddings), ("pairs", pairs))
+    }
+    document = json.dumps({"sources": sources, **as_document(found)}, indent=2, allow_nan=False, ensure_ascii=False)
+    picture = roc_png(found)
+    write_atomic(output / "verification.json", (document + "\n").encode("utf-8"))
+    write_atomic(output / "roc.png", picture)
+    return f"{summary(found)}\n\nwritten: {output / 'verification.json'}, {output / 'roc.png'}"
