@@ -245,10 +245,14 @@ def copy_outputs(executed: nbformat.NotebookNode, path: Path) -> None:
 
 
 def smaller_png(encoded: str) -> str:
-    """A figure (base64 PNG) with a palette of at most 256 colours, which keeps the class colours apart; unchanged if no smaller."""
+    """A figure (base64 PNG) with a palette of 256 colours; unchanged if no smaller.
+
+    An octree keeps rare but strong colours, such as a class of few points; a median cut merged them with others.
+    """
     buffer = io.BytesIO()
-    picture = Image.open(io.BytesIO(base64.b64decode(encoded)))
-    picture.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+    picture = picture.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    picture.save(buffer, format="PNG", optimize=True)
     smaller = base64.b64encode(buffer.getvalue()).decode()
     return min(encoded, smaller, key=len)
 

@@ -393,6 +393,30 @@ def test_figures_are_stored_with_a_palette_and_look_the_same():
     after = smaller_png(before)
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(after))).convert("RGB")).astype(int)
     assert len(after) < len(before)
-    # 256 shades on 128 colours: a few levels of 255, nowhere one that the eye would see in a drawing
+    # 256 shades on fewer colours: a few levels of 255, nowhere one that the eye would see in a drawing
     error = np.abs(shown - pixels)
     assert error.mean() <= 3 and error.max() <= 16
+
+
+def test_a_figure_with_fewer_colours_keeps_rare_class_colours_apart():
+    import base64
+    import io
+
+    import numpy as np
+    from PIL import Image, ImageColor
+
+    from reprolib import plots
+    from reprolib.experiment.runner import smaller_png
+
+    generator = np.random.default_rng(0)
+    # a drawing of very many shades with ten small patches, one of each class colour
+    pixels = generator.integers(200, 256, (300, 300, 3)).astype(np.uint8)
+    wanted = [ImageColor.getrgb(plots.class_color(k)[:7]) for k in range(10)]
+    for k, color in enumerate(wanted):
+        pixels[10 + 20 * k : 16 + 20 * k, 10:16] = color
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    after = smaller_png(base64.b64encode(buffer.getvalue()).decode())
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(after))).convert("RGB")).astype(int)
+    for k, color in enumerate(wanted):
+        assert np.abs(shown[13 + 20 * k, 13] - color).max() <= 24
