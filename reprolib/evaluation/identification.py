@@ -46,7 +46,7 @@ def _closed_set_ranks(similarity: Array, probe_labels: Array, gallery_labels: Ar
             f"every probe needs a mate in the gallery, but identity {missing} has none "
             f"({int((~has_mate).sum())} such probes); use dir_at_far for open-set identification"
         )
-    return rank, similarity.shape[1]
+    return rank, np.shape(similarity)[1]
 
 
 def rank_k_identification(
@@ -108,7 +108,7 @@ def dir_at_far(
     sequence of `far` gives a list. Raises ValueError unless there are probes with and without a mate.
     """
     has_mate, ranks, mate, best = _search(similarity, probe_labels, gallery_labels)
-    rank = positive_integer(rank, "rank", most=similarity.shape[1])
+    rank = positive_integer(rank, "rank", most=np.shape(similarity)[1])
     if has_mate.all() or not has_mate.any():
         raise ValueError(
             "open-set identification needs probes with and without a mate, got "

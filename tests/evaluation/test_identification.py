@@ -194,3 +194,9 @@ def test_wrong_protocol_is_named():
 def test_rank_rates_never_fall(search):
     rates = cmc(*search)
     assert rates == sorted(rates)
+
+
+def test_plain_lists_are_read_as_arrays():
+    similarity, probes, gallery = [[0.9, 0.1], [0.2, 0.8], [0.3, 0.4]], [0, 1, 2], [0, 1]
+    assert rank_k_identification(similarity[:2], probes[:2], gallery) == 1.0
+    assert dir_at_far(similarity, probes, gallery, 0.5) == 1.0
