@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--batch", type=_count, metavar="B", help="batch size instead of the bench's own")
     bench.add_argument("--dim", type=_count, metavar="D", help="embedding dimension instead of the bench's own")
     bench.add_argument("--repeats", type=_count, metavar="N", help="timed rounds")
-    bench.add_argument("--seeds", type=_count, metavar="N", help="toy: number of seeds (default 5)")
+    bench.add_argument("--seeds", type=_count, metavar="N", help="toy, partial_fc: number of seeds (default 5)")
     bench.add_argument("--only", nargs="+", metavar="LOSS", help="toy: only these losses")
     bench.add_argument("--limit", type=_count, metavar="N", help="million: GiB; popular: seconds for the popular loop")
     bench.set_defaults(action=_bench)

@@ -11,8 +11,10 @@ import hypothesis
 import pytest
 import torch
 
+from reprolib.experiment.kernel import SPIN_COUNT
+
 ROOT = Path(__file__).resolve().parents[1]
-_VARIABLES = ("REPROLIB_PROFILE", "REPROLIB_RESULTS", "REPROLIB_CACHE", "PYTHONPATH")
+_VARIABLES = ("REPROLIB_PROFILE", "REPROLIB_RESULTS", "REPROLIB_CACHE", "PYTHONPATH", "GOMP_SPINCOUNT")
 
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("suite")
@@ -41,6 +43,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["REPROLIB_PROFILE"] = "smoke"
     os.environ["REPROLIB_RESULTS"] = str(folder / "results")
     os.environ["REPROLIB_CACHE"] = str(folder / "cache")
+    # As the runner does for its kernels.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     # The kernels of nbval start in the notebooks' folder.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 

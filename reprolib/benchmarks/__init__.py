@@ -12,6 +12,7 @@ from typing import Any
 from reprolib.benchmarks.evaluation import rank1, tar
 from reprolib.benchmarks.heads import cost, heads, million
 from reprolib.benchmarks.miners import miners
+from reprolib.benchmarks.partial_fc import partial_fc
 from reprolib.benchmarks.popular import popular
 from reprolib.benchmarks.toy import toy
 
@@ -24,4 +25,5 @@ BENCHES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "popular": popular,
     "tar": tar,
     "rank1": rank1,
+    "partial_fc": partial_fc,
 }

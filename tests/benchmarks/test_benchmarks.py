@@ -8,11 +8,13 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from reprolib.benchmarks import BENCHES, heads, measure, miners, popular, toy
-from reprolib.data import ImageDataset
+from reprolib.data import ImageDataset, LfwDataset
+from reprolib.evaluation import PairList
 from reprolib.training import TrainConfig
 
 
@@ -52,7 +54,7 @@ def in_process(monkeypatch):
 
 
 def test_the_table_of_benches_is_complete():
-    assert {"toy", "heads", "million", "cost", "miners", "popular"} <= set(BENCHES)
+    assert {"toy", "heads", "million", "cost", "miners", "popular", "partial_fc"} <= set(BENCHES)
 
 
 def test_heads_compare_time_and_memory_and_agree_on_the_loss(in_process, capsys):
@@ -168,3 +170,61 @@ def test_wrong_sizes_are_refused_by_the_command_line():
         [sys.executable, "-m", "reprolib", "bench", "heads", "--batch", "0"], capture_output=True, text=True
     )
     assert done.returncode == 2 and "must be an integer >= 1, got 0" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def people():
+    """Twelve people of eight photographs each, in three folds of four genuine and four impostor pairs or more."""
+    generator = torch.Generator().manual_seed(0)
+    looks = torch.randint(0, 200, (12, 1, 16, 16), generator=generator)
+    labels = torch.arange(12).repeat_interleave(8)
+    images = (looks[labels] + torch.randint(0, 56, (96, 1, 16, 16), generator=generator)).to(torch.uint8)
+    names = tuple(f"P_{chr(97 + k)}" for k in range(12))
+    keys = tuple(f"{names[k // 8]}_{k % 8 + 1:04d}" for k in range(96))
+    faces = LfwDataset("few", images, labels, 12, "few", names, keys, "none")
+    rows = []
+    for fold in range(3):
+        group = names[4 * fold : 4 * fold + 4]
+        rows += [(a, i, a, i + 1, True) for a in group for i in (1, 3)]
+        rows += [(a, i, b, i, False) for a, b in zip(group, (*group[1:], group[0]), strict=True) for i in (5, 7)]
+    first, second = ([f"{row[2 * k]}_{row[2 * k + 1]:04d}" for row in rows] for k in (0, 1))
+    same, folds = np.array([row[4] for row in rows]), np.arange(len(rows)) // 16
+    return faces, PairList(tuple(first), tuple(second), same, folds)
+
+
+def test_partial_fc_compares_paired_runs_on_people_held_out(people, capsys):
+    faces, pairs = people
+    config = TrainConfig(epochs=2, batch_size=16)
+    result = BENCHES["partial_fc"](namespace(seeds=3, dim=8, batch=16, repeats=2), faces, pairs, config)
+    assert [run["fold"] for run in result["runs"]] == [0, 1, 2]
+    # four of twelve people are held out, with their eight images each
+    assert all(run["identities"] == 8 and run["images"] == 64 for run in result["runs"])
+    gaps = [run["Partial FC"]["accuracy"] - run["full"]["accuracy"] for run in result["runs"]]
+    gap = result["difference"]["accuracy"]
+    assert gap["value"] == pytest.approx(sum(gaps) / 3) and gap["low"] <= gap["value"] <= gap["high"]
+    # fresh noise on a fixed pattern: the pixels themselves tell these people apart
+    assert result["mean"]["pixels"]["auc"] > 0.95
+    assert finite(result["time_ratio"]) and all(finite(entry["seconds"]) for entry in result["head"].values())
+    assert "Partial FC minus full" in capsys.readouterr().err
+    json.dumps(result)
+    again = BENCHES["partial_fc"](namespace(seeds=3, dim=8, batch=16, repeats=1), faces, pairs, config)
+    assert again["mean"] == result["mean"]
+
+
+def test_partial_fc_refuses_more_runs_than_folds(people):
+    with pytest.raises(ValueError, match="from 2 to 3, one a fold, got 4"):
+        BENCHES["partial_fc"](namespace(seeds=4), *people)
+
+
+def test_partial_fc_without_lfw_is_one_line(monkeypatch, tmp_path, capsys):
+    from reprolib import __main__ as command_line
+    from reprolib.data import fetching
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setenv("REPROLIB_DATA", str(tmp_path))
+    monkeypatch.setattr(fetching, "download", offline)
+    assert command_line.main(["bench", "partial_fc"]) == 1
+    error = capsys.readouterr().err
+    assert error.strip().splitlines()[-1].startswith("reprolib bench: lfw cannot be had")
