@@ -171,6 +171,10 @@ def start(notebook: str, namespace: MutableMapping[str, Any]) -> Experiment:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
+    else:
+        # Two runs on the CPU give the same record; some operations (the backward of x[index]) need to be told.
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
 
     from ..plots import use_theme
 

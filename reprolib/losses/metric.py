@@ -193,8 +193,9 @@ def batch_hard_triplet_loss(
     the hinge by log(1 + e^x) and takes no margin. Samples without a positive in the batch are no anchors; a
     batch without any positive, or with one class only, raises ValueError.
     """
-    index = batch_hard_triplets(features, labels)
-    return triplet_loss(*(features[i] for i in index), margin, squared, soft=soft)
+    triplets = batch_hard_triplets(features, labels)
+    # index_select, not features[index]: the backward of plain indexing adds in an order that depends on the threads.
+    return triplet_loss(*(features.index_select(0, index) for index in triplets), margin, squared, soft=soft)
 
 
 class _TripletSum(torch.autograd.Function):

@@ -28,6 +28,8 @@ def begin(suite):
     yield begin
     for run in started:
         run.close()
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
 
 
 def one_is_one(id="90.one"):
@@ -57,6 +59,12 @@ def test_start_seeds_every_generator(begin):
         draws.append([random.random(), float(np.random.rand()), float(torch.rand(()))])
     begin(seeds=[6])
     assert draws[0] == draws[1] != [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+
+def test_start_makes_the_cpu_deterministic(begin):
+    begin()
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.utils.deterministic.fill_uninitialized_memory
 
 
 @pytest.mark.parametrize(

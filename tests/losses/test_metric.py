@@ -358,6 +358,18 @@ class TestBatchTriplet:
         assert index.anchor.tolist() == [0, 1, 4]
         assert torch.equal(whole, triplet_loss(*(x[i] for i in index), 0.3, squared=False))
 
+    def test_batch_hard_gradient_is_the_same_every_time_with_two_threads(self):
+        # One negative is the nearest of many anchors, so that its gradient is a sum in which the order matters.
+        generator, threads = torch.Generator().manual_seed(0), torch.get_num_threads()
+        features = torch.randn(1200, 64, generator=generator).requires_grad_()
+        labels = torch.arange(1200) // 4
+        torch.set_num_threads(2)
+        try:
+            slopes = [torch.autograd.grad(batch_hard_triplet_loss(features, labels, 0.3), features) for _ in range(5)]
+        finally:
+            torch.set_num_threads(threads)
+        assert all(torch.equal(slope, slopes[0][0]) for (slope,) in slopes[1:])
+
     @pytest.mark.parametrize("is_squared", [False, True])
     @pytest.mark.parametrize("soft", [False, True])
     @pytest.mark.parametrize("labels", [LABELS, torch.tensor([3, 3, 3, 3, 3, 7, 9, 9]), LABELS * 0 + LABELS % 2])
