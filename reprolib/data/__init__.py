@@ -5,10 +5,11 @@ from reprolib.data.faces import FaceDataset, load_orl
 from reprolib.data.fetching import data_root
 from reprolib.data.files import DataCorrupted, DataUnavailable
 from reprolib.data.lfw import LfwDataset, lfw_pairs, load_lfw
-from reprolib.data.sampling import PKSampler, balanced_subset, class_split, genuine_impostor_pairs
+from reprolib.data.sampling import CoupleSampler, PKSampler, balanced_subset, class_split, genuine_impostor_pairs
 from reprolib.data.splits import fold_split, people_by_fold, people_outside_pairs, rotation_split, rotations
 
 __all__ = [
+    "CoupleSampler",
     "DataCorrupted",
     "DataUnavailable",
     "FaceDataset",

@@ -102,8 +102,18 @@ def test_a_head_over_the_limit_is_reported_and_not_raised():
 def test_million_runs_every_head(in_process):
     result = BENCHES["million"](namespace(classes=[400], batch=8, dim=8, limit=100))
     names = {name for name in sys.modules[heads.__module__].HEADS if "reference" not in name}
-    assert result["batch"] == 8 and set(result["heads"]) == names
-    assert all("failed" not in entry or entry["failed"] == "missing" for entry in result["heads"].values())
+    (run,) = result["runs"]
+    assert run["batch"] == 8 and set(run["heads"]) == names
+    assert all("failed" not in entry or entry["failed"] == "missing" for entry in run["heads"].values())
+
+
+def test_million_asks_twice_unless_told_otherwise(monkeypatch):
+    asked = []
+    monkeypatch.setattr(sys.modules[heads.__module__], "in_child", lambda *args: asked.append(args[2]) or {})
+    result = BENCHES["million"](namespace(classes=[400], dim=8))
+    assert [run["batch"] for run in result["runs"]] == [512, 2048]
+    assert {entry["classes"] for entry in asked} == {400}
+    assert all(entry["limit"] <= measure.available_bytes() for entry in asked)
 
 
 def test_cost_draws_its_curves(tmp_path):

@@ -46,7 +46,11 @@ def differences(first: Any, second: Any, place: str = "") -> list[str]:
     if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
         return [text for key in first for text in differences(first[key], second[key], f"{place}/{key}")]
     if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
-        return [text for k, pair in enumerate(zip(first, second, strict=True)) for text in differences(*pair, f"{place}/{k}")]
+        return [
+            text
+            for k, pair in enumerate(zip(first, second, strict=True))
+            for text in differences(*pair, f"{place}/{k}")
+        ]
     return [] if first == second else [f"{place}: {first!r} != {second!r}"]
 
 
