@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="run even if nothing has changed")
     run.add_argument("--results", metavar="DIR", help="folder of the results (default: results/)")
     run.add_argument("--save-outputs", action="store_true", help="put the outputs into the notebooks (standard only)")
+    run.add_argument("--at-once", type=_count, default=1, metavar="N", help="notebooks at the same time (default: 1)")
     run.set_defaults(action=_run)
 
     report = commands.add_parser("report", help="table of the recorded results, also written as Markdown")
@@ -106,6 +107,7 @@ def _run(arguments: argparse.Namespace) -> int:
         force=arguments.force,
         save_outputs=arguments.save_outputs,
         results=Path(arguments.results).resolve() if arguments.results else None,
+        at_once=arguments.at_once,
     )
     return int(any(outcome.status == "failed" for outcome in outcomes))
 

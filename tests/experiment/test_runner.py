@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import nbformat
@@ -254,6 +255,57 @@ def test_several_notebooks_end_with_a_summary(suite, fake, capsys):
         "91_other    run     1              0           0               1             2",
         "all                 2              0           0               2             4",
     ]
+
+
+def with_another(suite, name="91_other"):
+    """A second notebook in the suite, the same under another name."""
+    text = suite.path.read_text(encoding="utf-8")
+    suite.path.with_name(f"{name}.ipynb").write_text(text.replace(NAME, name), encoding="utf-8")
+    profile = suite.root / "profiles" / "standard.yaml"
+    profile.write_text(profile.read_text() + f"{name}: {{rate: 0.5, steps: 3}}\n")
+    return name
+
+
+def test_notebooks_at_once_are_reported_in_order_and_one_failure_stops_no_other(suite, fake, monkeypatch, capsys):
+    other, started = with_another(suite), threading.Barrier(2, timeout=60)
+    execute = runner.execute
+
+    def together(name, *arguments):
+        started.wait()  # passes only if both run at the same time
+        if name == NAME:
+            raise NotebookFailed("cell [1] failed")
+        return execute(name, *arguments)
+
+    monkeypatch.setattr(runner, "execute", together)
+    outcomes = run_notebooks([], "standard", at_once=2)
+    assert [(outcome.name, outcome.status) for outcome in outcomes] == [(NAME, "failed"), (other, "run")]
+    printed = capsys.readouterr()
+    assert printed.err == f"{NAME}: cell [1] failed\n"
+    assert printed.out.splitlines()[0].startswith(f"{other}: 1 checks passed")
+
+
+def test_notebooks_at_once_give_the_same_records(suite, tmp_path, monkeypatch):
+    with_another(suite)
+    documents = []
+    for at_once in (1, 2):
+        monkeypatch.setenv("REPROLIB_CACHE", str(tmp_path / f"cache {at_once}"))
+        folder = tmp_path / f"results {at_once}"
+        outcomes = run_notebooks([], "standard", results=folder, at_once=at_once)
+        assert [outcome.status for outcome in outcomes] == ["run", "run"]
+        records = [
+            json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "standard").glob("*.json"))
+        ]
+        assert len(records) == 2
+        for document in records:
+            del document["seconds"]
+        documents.append(records)
+    assert documents[0] == documents[1]
+
+
+def test_no_notebook_at_once_is_refused(suite, fake):
+    with pytest.raises(UsageError, match="at least one notebook has to run at once, not 0"):
+        run_notebooks([], "standard", at_once=0)
+    assert suite.files() == STANDARD[:1]
 
 
 def test_save_outputs_changes_outputs_and_nothing_else(suite, fake):
