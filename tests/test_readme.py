@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from reprolib.benchmarks.heads import PEERS
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RECORDS = sorted((ROOT / "results" / "standard").glob("*.json"))
-PEERS = ("pytorch-metric-learning", "insightface formulation", "plain PyTorch")
 
 
 def bench(name: str) -> dict[str, Any]:

@@ -22,15 +22,12 @@ def _units(values: Array, name: str, like: torch.Tensor | None = None) -> torch.
     return unit_rows(rows.to(like), name)
 
 
-def _chunks(
-    probes: torch.Tensor, distractors: Array, start: int, stop: int
-) -> Iterator[tuple[torch.Tensor, list[slice]]]:
-    """Unit distractors `start` to `stop`, some at a time, with the rows of `probes` that one product may take."""
+def _chunks(probes: torch.Tensor, distractors: Array, start: int, stop: int) -> Iterator[tuple[torch.Tensor, int]]:
+    """Unit distractors `start` to `stop`, some at a time, and how many rows of `probes` one product may take."""
     columns = max(1, min(_BLOCK // probes.shape[1], 1 << 14))
     rows = max(1, _BLOCK // columns)
-    spans = [slice(first, first + rows) for first in range(0, len(probes), rows)]
     for left in range(start, stop, columns):
-        yield _units(distractors[left : min(left + columns, stop)], "distractors", like=probes), spans
+        yield _units(distractors[left : min(left + columns, stop)], "distractors", like=probes), rows
 
 
 def _rivals(
@@ -103,10 +100,9 @@ def distractor_identification(
     hits: dict[int, int] = {}
     start = 0
     for size in sorted(set(wanted)):
-        for chunk, spans in _chunks(probes, distractors, start, size):
+        for chunk, at_once in _chunks(probes, distractors, start, size):
             # a probe with k rivals has failed for good
-            undecided = torch.nonzero(ahead < k)[:, 0]
-            for rows in (undecided[span] for span in spans):
+            for rows in torch.nonzero(ahead < k)[:, 0].split(at_once):
                 cosines = probes[rows] @ chunk.T
                 ahead[rows] += _rivals(cosines, mate[rows], probes[rows], mates[rows], chunk)
         hits[size] = int((ahead < k).sum())
@@ -140,9 +136,9 @@ def distractor_verification(
     keep = min(int(allowed.max()) + 1, pairs)
     parts: list[np.ndarray] = []
     held, floor = 0, -np.inf
-    for chunk, spans in _chunks(probes, distractors, 0, len(distractors)):
-        for span in spans:
-            cosines = probes[span] @ chunk.T
+    for chunk, at_once in _chunks(probes, distractors, 0, len(distractors)):
+        for some in probes.split(at_once):
+            cosines = some @ chunk.T
             part = cosines[cosines.amax(dim=1) > floor]
             part = part[part > floor].cpu().numpy()
             parts.append(part)

@@ -240,11 +240,17 @@ def test_a_notebook_that_writes_no_record_or_ran_otherwise_fails(suite, fake):
     assert suite.files() == STANDARD[:1]
 
 
-def test_several_notebooks_end_with_a_summary(suite, fake, capsys):
-    other = suite.path.with_name("91_other.ipynb")
-    shutil.copy(suite.path, other)
+def with_another(suite, name="91_other"):
+    """A second notebook in the suite, the same under another name."""
+    text = suite.path.read_text(encoding="utf-8")
+    suite.path.with_name(f"{name}.ipynb").write_text(text.replace(NAME, name), encoding="utf-8")
     profile = suite.root / "profiles" / "standard.yaml"
-    profile.write_text(profile.read_text() + "91_other: {rate: 0.5, steps: 3}\n")
+    profile.write_text(profile.read_text() + f"{name}: {{rate: 0.5, steps: 3}}\n")
+    return name
+
+
+def test_several_notebooks_end_with_a_summary(suite, fake, capsys):
+    with_another(suite)
     run_notebooks([], "standard")
     lines = capsys.readouterr().out.splitlines()
     assert lines[3:] == [
@@ -255,15 +261,6 @@ def test_several_notebooks_end_with_a_summary(suite, fake, capsys):
         "91_other    run     1              0           0               1             2",
         "all                 2              0           0               2             4",
     ]
-
-
-def with_another(suite, name="91_other"):
-    """A second notebook in the suite, the same under another name."""
-    text = suite.path.read_text(encoding="utf-8")
-    suite.path.with_name(f"{name}.ipynb").write_text(text.replace(NAME, name), encoding="utf-8")
-    profile = suite.root / "profiles" / "standard.yaml"
-    profile.write_text(profile.read_text() + f"{name}: {{rate: 0.5, steps: 3}}\n")
-    return name
 
 
 def test_notebooks_at_once_are_reported_in_order_and_one_failure_stops_no_other(suite, fake, monkeypatch, capsys):
