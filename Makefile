@@ -3,10 +3,12 @@
 # make lint        check style and format
 # make clean       remove what was built and cached; data and results stay
 #
-# PYTHON=python3.12 chooses the interpreter of a new .venv; PIP_ARGS="..." goes to pip install.
+# PYTHON=python3.12 chooses the interpreter of a new .venv; PIP_ARGS="..." goes to pip install; WORKERS=1 runs the
+# tests one after the other.
 
 PYTHON ?= python3
 PIP_ARGS ?=
+WORKERS ?= auto
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -18,7 +20,7 @@ reproduce: data
 	$(RUN) -m reprolib run --profile auto
 
 test: data
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses=$(WORKERS) --maxprocesses=4 --dist=loadfile
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

@@ -11,10 +11,8 @@ import hypothesis
 import pytest
 import torch
 
-from reprolib.experiment.kernel import SPIN_COUNT
-
 ROOT = Path(__file__).resolve().parents[1]
-_VARIABLES = ("REPROLIB_PROFILE", "REPROLIB_RESULTS", "REPROLIB_CACHE", "PYTHONPATH", "GOMP_SPINCOUNT")
+_VARIABLES = ("REPROLIB_PROFILE", "REPROLIB_RESULTS", "REPROLIB_CACHE", "PYTHONPATH")
 
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("suite")
@@ -32,25 +30,26 @@ class CompareWithoutStderr:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Small tensors lose more in hand-offs between threads than they gain; the notebooks' kernels keep all cores.
+    # Small tensors lose more in hand-offs between threads than they gain.
     torch.set_num_threads(1)
     config.pluginmanager.register(CompareWithoutStderr())
     # The path in pyproject.toml is relative to it, whatever folder pytest is called from.
     config.option.nbval_sanitize_with = str(ROOT / "tests" / "sanitize.cfg")
+    if hasattr(config, "workerinput"):
+        return  # a worker of pytest-xdist has the variables, and so the folders, of the process that started it
     folder = Path(tempfile.mkdtemp(prefix="reprolib-tests-"))
     config.stash[_FOLDER] = folder
     config.stash[_BEFORE] = {name: os.environ.get(name) for name in _VARIABLES}
     os.environ["REPROLIB_PROFILE"] = "smoke"
     os.environ["REPROLIB_RESULTS"] = str(folder / "results")
     os.environ["REPROLIB_CACHE"] = str(folder / "cache")
-    # As the runner does for its kernels.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     # The kernels of nbval start in the notebooks' folder.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        return
     shutil.rmtree(config.stash[_FOLDER], ignore_errors=True)
     for name, value in config.stash[_BEFORE].items():
         if value is None:

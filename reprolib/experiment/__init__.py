@@ -6,11 +6,12 @@ A notebook's setup cell calls `run = experiment.start("01_l2_softmax", globals()
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from importlib import metadata
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from .cache import RunCache, seed_everything
 from .parameters import BASE, literal_names, profile_parameters, resolve
 from .paths import UsageError, cache_folder, results_folder, write_atomically
 from .record import Claim, Record, TableView, checks_view, claims_view, dumps, table_view
+from .workers import call_each, use_one_thread, worker_count
 
 __all__ = ["Experiment", "UsageError", "start"]
 
@@ -29,7 +31,7 @@ class Experiment:
     """One run of one notebook; made by `start`.
 
     Attributes: `parameters` (namespace of the final values), `profile`, `device` (torch.device), `seeds`
-    (tuple of int), `record`.
+    (tuple of int), `workers` (runs at the same time), `record`.
     """
 
     def __init__(self, notebook: str, parameters: Mapping[str, Any], device: torch.device) -> None:
@@ -39,6 +41,7 @@ class Experiment:
         self.seeds: tuple[int, ...] = tuple(parameters.get("seeds", ()))
         self.device = device
         self.record = Record()
+        self.workers = worker_count(self.profile, device)
         self._final = dict(parameters)
         self._cache = RunCache(cache_folder(), device.type)
         self._began = time.perf_counter()
@@ -63,6 +66,22 @@ class Experiment:
         Raises TypeError or ValueError for anything else.
         """
         return self._cache.get(name, config, compute)
+
+    def ahead(self, function: Callable[..., Any], rows: Iterable[Any]) -> None:
+        """Make the cached runs that `function(*row)` will ask for, `workers` at a time, and drop what it returns.
+
+        rows: one tuple of arguments a call (a single argument may stand for itself). The calls that come after find
+        their runs in the cache, and without this line make them themselves, with the same result. Rows whose runs are
+        stored already are left out; with one worker or one row left nothing happens here.
+        """
+        each = [row if isinstance(row, tuple) else (row,) for row in rows] if self.workers > 1 else []
+        missing = [row for row in each if not self._cache.has_all(functools.partial(function, *row))]
+        if len(missing) > 1:
+            call_each(function, missing, self.workers)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker needs, all but the record: checks and claims are decided in the notebook's own process."""
+        return {**vars(self), "record": Record(), "_unsubscribe": None}
 
     def claim(
         self,
@@ -150,8 +169,8 @@ def start(notebook: str, namespace: MutableMapping[str, Any]) -> Experiment:
     """Begin the run of `notebook`, whose `parameters` cell has filled `namespace` (`globals()`).
 
     Resolves the parameters and puts their final values back into `namespace`, seeds Python, numpy and torch,
-    picks the device (`REPROLIB_DEVICE`, else cuda if there is one), sets the theme of the figures, listens to
-    the checks and prints one line. Raises UsageError for an unknown notebook, parameter, profile or device.
+    picks the device (`REPROLIB_DEVICE`, else cuda if there is one) and one thread, sets the theme of the figures,
+    listens to the checks and prints one line. Raises UsageError for an unknown notebook, parameter, profile or device.
     """
     global _current
     given = literal_names(namespace)
@@ -171,10 +190,7 @@ def start(notebook: str, namespace: MutableMapping[str, Any]) -> Experiment:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
-    else:
-        # Two runs on the CPU give the same record; some operations (the backward of x[index]) need to be told.
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+    use_one_thread(device)
 
     from ..plots import use_theme
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import dis
 import functools
 import hashlib
 import io
@@ -24,6 +25,8 @@ from .paths import PACKAGE, write_atomically
 
 # What a trained run depends on; a change of the theory, the figures or this folder leaves it valid.
 TRAINING_SOURCES = ("losses", "models.py", "training.py", "data", "evaluation")
+# What Python itself writes into a class.
+CLASS_HOUSEKEEPING = {"__module__", "__dict__", "__weakref__", "__doc__", "__firstlineno__", "__static_attributes__"}
 
 
 def source_hash(*names: str, package: Path = PACKAGE) -> str:
@@ -88,7 +91,7 @@ def describe_code(function: Any, seen: set[int] | None = None) -> Any:
         members = sorted(vars(function).items())
         return [
             function.__qualname__,
-            [[key, _captured(item, seen)] for key, item in members if key != "__module__"],
+            [[key, _captured(item, seen)] for key, item in members if key not in CLASS_HOUSEKEEPING],
         ]
     if not isinstance(function, types.FunctionType):
         return name
@@ -112,7 +115,9 @@ def _package_part(module: str) -> str:
 
 def _code(code: types.CodeType) -> dict[str, Any]:
     nested = [_code(item) if isinstance(item, types.CodeType) else _constant(item) for item in code.co_consts]
-    names = {*code.co_names}.union(*(item["names"] for item in nested if isinstance(item, dict)))
+    # Not all of co_names: an attribute may have the name of a global variable that has nothing to do with it.
+    own = {item.argval for item in dis.get_instructions(code) if item.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    names = own.union(*(item["names"] for item in nested if isinstance(item, dict)))
     return {
         "code": code.co_code.hex(),
         "constants": nested,
@@ -142,6 +147,10 @@ def _captured(value: Any, seen: set[int]) -> Any:
     return type(value).__qualname__
 
 
+class NotStoredError(LookupError):
+    """A run is asked for that is not stored, while nothing may be computed."""
+
+
 class RunCache:
     """Values under `folder`, one file each, shared by all notebooks and safe against an interrupted write.
 
@@ -151,6 +160,7 @@ class RunCache:
     def __init__(self, folder: Path, device: str) -> None:
         self.folder = folder
         self.device = device
+        self.only_stored = False
         # Read once: the code that runs is the one that was there when the run began.
         self.sources = source_hash(*TRAINING_SOURCES)
 
@@ -181,6 +191,8 @@ class RunCache:
         stored = self._load(path, key)
         if stored is not None:
             return stored
+        if self.only_stored:
+            raise NotStoredError(f"the run {name!r} with these settings is not stored")
         shape = json.dumps([name, canonical(config)], sort_keys=True).encode()
         with seeded(int.from_bytes(hashlib.sha256(shape).digest()[:4], "big")):
             value = compute()
@@ -191,6 +203,18 @@ class RunCache:
         torch.save({"key": key, "value": value}, buffer)
         write_atomically(path, buffer.getvalue())
         return value
+
+    def has_all(self, call: Callable[[], Any]) -> bool:
+        """Whether every run that `call()` asks for is stored; with the first that is not, `call` is left."""
+        self.only_stored = True
+        try:
+            with seeded(0):
+                call()
+        except NotStoredError:
+            return False
+        finally:
+            self.only_stored = False
+        return True
 
     def _load(self, path: Path, key: str) -> dict[str, Any] | None:
         if not path.exists():

@@ -17,9 +17,6 @@ from .paths import PACKAGE, cache_folder
 # Seconds that one cell may take before the kernel is interrupted; None waits for ever.
 CELL_SECONDS = {"smoke": 600, "standard": 3600, "full": 7200, "paper": None}
 KERNEL_START_SECONDS = 180
-# OpenMP threads that wait spin for a while before they sleep. With libgomp's default a busy neighbour on one core makes
-# small networks ten times slower; this is as fast on a quiet machine.
-SPIN_COUNT = "10000"
 
 
 class NotebookFailed(RuntimeError):
@@ -125,8 +122,6 @@ def kernel_manager_class(extra: Mapping[str, str], log: Path | None = None) -> t
 
         async def start_kernel(self, **options: Any) -> None:
             environment = {name: value for name, value in os.environ.items() if name != "REPROLIB_PROFILE"}
-            if "OMP_WAIT_POLICY" not in environment:
-                environment.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
             before = environment.get("PYTHONPATH")
             environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), *([before] if before else [])])
             with open(log or os.devnull, "ab") as stream:

@@ -1,0 +1,69 @@
+"""Cached runs of a notebook made several at a time, each in a process of its own with one thread.
+
+On the CPU two small networks that train side by side on two cores are done sooner than one after the other with two
+threads each, and because a run has one thread wherever it is made, its result does not depend on the number of cores.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import joblib
+import torch
+from threadpoolctl import threadpool_limits
+
+from .paths import UsageError
+
+
+def worker_count(profile: str, device: torch.device) -> int:
+    """`REPROLIB_WORKERS`, else one a core; 1 on a GPU and at profile `smoke`, where starting them takes longer.
+
+    Raises UsageError for a value that is not a whole number of at least 1.
+    """
+    given = os.environ.get("REPROLIB_WORKERS")
+    if given is None:
+        return 1 if device.type != "cpu" or profile == "smoke" else joblib.cpu_count()
+    if not given.isdecimal() or int(given) < 1:
+        raise UsageError(f"REPROLIB_WORKERS must be a whole number of at least 1, got {given!r}")
+    return int(given)
+
+
+def use_one_thread(device: torch.device) -> None:
+    """One thread for torch and for the numerical libraries of this process; on the CPU operations that repeat."""
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+    if device.type == "cpu":
+        # Some operations (the backward of x[index]) need to be told to give the same result twice.
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def call_each(function: Callable[..., Any], rows: Sequence[tuple[Any, ...]], workers: int) -> None:
+    """Call `function(*row)` for each row, up to `workers` at a time, in processes that outlast this call.
+
+    What the calls return is dropped. function: may be defined in a notebook; it is sent with all that it names. An
+    exception in a call is raised here.
+    """
+    with tempfile.TemporaryDirectory(prefix="reprolib-") as folder:
+        # Sent once and not with every row: a notebook's function brings its data set along.
+        path = Path(folder, "function.pickle")
+        path.write_bytes(cloudpickle.dumps(function))
+        tasks = (joblib.delayed(_call)(str(path), row) for row in rows)
+        with joblib.parallel_config(backend="loky", inner_max_num_threads=1, max_nbytes=None):
+            joblib.Parallel(n_jobs=min(workers, len(rows)), batch_size=1)(tasks)
+
+
+@functools.lru_cache(maxsize=1)
+def _function(path: str) -> Callable[..., Any]:
+    return cloudpickle.loads(Path(path).read_bytes())
+
+
+def _call(path: str, row: tuple[Any, ...]) -> None:
+    use_one_thread(torch.device("cpu"))
+    _function(path)(*row)
