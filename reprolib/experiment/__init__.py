@@ -22,7 +22,7 @@ from .cache import RunCache, seed_everything
 from .parameters import BASE, literal_names, profile_parameters, resolve
 from .paths import UsageError, cache_folder, results_folder, write_atomically
 from .record import Claim, Record, TableView, checks_view, claims_view, dumps, table_view
-from .workers import call_each, use_one_thread, worker_count
+from .workers import call_each, start_processes, use_one_thread, worker_count
 
 __all__ = ["Experiment", "UsageError", "start"]
 
@@ -42,6 +42,9 @@ class Experiment:
         self.device = device
         self.record = Record()
         self.workers = worker_count(self.profile, device)
+        if self.workers > 1:
+            # They come up while the notebook is still deriving and checking, which takes one core.
+            start_processes(self.workers)
         self._final = dict(parameters)
         self._cache = RunCache(cache_folder(), device.type)
         self._began = time.perf_counter()

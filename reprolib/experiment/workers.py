@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,12 @@ def use_one_thread(device: torch.device) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False
 
 
+def start_processes(workers: int) -> None:
+    """Start the processes of `call_each` in the background, so that they are ready when the first runs are due."""
+    tasks = [joblib.delayed(use_one_thread)(torch.device("cpu")) for _ in range(workers)]
+    threading.Thread(target=_in_processes, args=(tasks, workers), daemon=True).start()
+
+
 def call_each(function: Callable[..., Any], rows: Sequence[tuple[Any, ...]], workers: int) -> None:
     """Call `function(*row)` for each row, up to `workers` at a time, in processes that outlast this call.
 
@@ -54,9 +61,12 @@ def call_each(function: Callable[..., Any], rows: Sequence[tuple[Any, ...]], wor
         # Sent once and not with every row: a notebook's function brings its data set along.
         path = Path(folder, "function.pickle")
         path.write_bytes(cloudpickle.dumps(function))
-        tasks = (joblib.delayed(_call)(str(path), row) for row in rows)
-        with joblib.parallel_config(backend="loky", inner_max_num_threads=1, max_nbytes=None):
-            joblib.Parallel(n_jobs=min(workers, len(rows)), batch_size=1)(tasks)
+        _in_processes([joblib.delayed(_call)(str(path), row) for row in rows], workers)
+
+
+def _in_processes(tasks: list[Any], workers: int) -> None:
+    with joblib.parallel_config(backend="loky", inner_max_num_threads=1, max_nbytes=None):
+        joblib.Parallel(n_jobs=workers, batch_size=1)(tasks)
 
 
 @functools.lru_cache(maxsize=1)

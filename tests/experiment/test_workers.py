@@ -1,0 +1,191 @@
+"""Runs made ahead in worker processes are the runs that the notebook would have made itself."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import cloudpickle
+import joblib
+import pytest
+import torch
+
+from reprolib import experiment
+from reprolib.experiment import UsageError
+from reprolib.experiment.cache import RunCache
+from reprolib.experiment.workers import worker_count
+
+LITERALS = {"profile": "standard", "dataset": "digits", "seeds": [0, 1, 2], "rate": 0.5, "steps": 3}
+
+# Executed as the cells of a notebook are: its functions belong to __main__ and are sent to the workers as they are.
+CELLS = """
+import os
+import torch
+
+table, value = torch.arange(10.0), "a global variable with the name of an attribute used below"
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.value = factor
+
+    def forward(self, x):
+        return self.value * x
+
+
+def trained(factor, seed):
+    if factor < 0:
+        raise ValueError(f"the factor must not be negative, got {factor}")
+    model = Scaled(factor)
+    # reductions of this size depend on the number of threads
+    total = float(model(torch.randn(1_000_000) + table[seed]).sum())
+    return {"total": total, "value": model.value, "process": os.getpid(), "threads": torch.get_num_threads()}
+
+
+def trained_run(factor, seed):
+    return run.cached("trained", {"factor": factor, "seed": seed}, lambda: trained(factor, seed))
+"""
+
+
+def notebook(monkeypatch, cache, workers):
+    """The namespace of a notebook with CELLS, its runs kept in the folder `cache`."""
+    monkeypatch.setenv("REPROLIB_CACHE", str(cache))
+    monkeypatch.setenv("REPROLIB_WORKERS", str(workers))
+    space = {"__name__": "__main__", **LITERALS}
+    space["run"] = experiment.start("90_fixture", space)
+    exec(CELLS, space)
+    return space
+
+
+@pytest.fixture(autouse=True)
+def settings_of_the_session(suite):
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def without_process(result):
+    return {key: value for key, value in result.items() if key != "process"}
+
+
+def test_runs_made_ahead_are_those_that_are_made_here(tmp_path, monkeypatch):
+    rows = [(factor, seed) for factor in (1.0, 3.0) for seed in (0, 1)]
+    alone = notebook(monkeypatch, tmp_path / "one", workers=1)
+    alone["run"].ahead(alone["trained_run"], rows)
+    assert not (tmp_path / "one").exists()
+    here = [alone["trained_run"](*row) for row in rows]
+
+    many = notebook(monkeypatch, tmp_path / "two", workers=2)
+    many["run"].ahead(many["trained_run"], iter(rows))
+    stored = sorted(path.name for path in (tmp_path / "two").iterdir())
+    assert stored == sorted(path.name for path in (tmp_path / "one").iterdir())
+    there = [many["trained_run"](*row) for row in rows]
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == stored
+
+    assert {result["process"] for result in here} == {os.getpid()}
+    assert os.getpid() not in {result["process"] for result in there}
+    assert [without_process(one) for one in here] == [without_process(one) for one in there]
+    assert {result["threads"] for result in (*here, *there)} == {1}
+    assert len({result["total"] for result in there}) == 4
+
+
+def test_a_single_argument_may_stand_for_itself(tmp_path, monkeypatch):
+    space = notebook(monkeypatch, tmp_path, workers=2)
+    exec("def by_seed(seed):\n    return trained_run(1.0, seed)", space)
+    space["run"].ahead(space["by_seed"], range(2))
+    assert os.getpid() not in {space["by_seed"](seed)["process"] for seed in range(2)}
+
+
+def test_a_run_made_inside_another_is_found_by_it(tmp_path, monkeypatch):
+    space = notebook(monkeypatch, tmp_path, workers=2)
+    outer = """
+def branch(seed, factor):
+    def compute():
+        return {"start": trained_run(1.0, seed)["total"], "factor": factor}
+
+    return run.cached("branch", {"seed": seed, "factor": factor}, compute)
+"""
+    exec(outer, space)
+    space["run"].ahead(space["branch"], [(0, 1.0), (0, 2.0), (1, 1.0)])
+    assert len(list(tmp_path.glob("branch-*.pt"))) == 3
+    assert len(list(tmp_path.glob("trained-*.pt"))) == 2
+    assert space["branch"](0, 2.0)["start"] == space["trained_run"](1.0, 0)["total"]
+
+
+def test_stored_runs_are_left_out(tmp_path, monkeypatch):
+    space = notebook(monkeypatch, tmp_path, workers=2)
+    sent = []
+    monkeypatch.setattr(experiment, "call_each", lambda function, rows, workers: sent.append((rows, workers)))
+    space["trained_run"](1.0, 0)
+    space["run"].ahead(space["trained_run"], [(1.0, 0), (1.0, 1), (1.0, 2)])
+    assert sent == [([(1.0, 1), (1.0, 2)], 2)]
+    # One run is made where it is asked for.
+    space["trained_run"](1.0, 1)
+    space["run"].ahead(space["trained_run"], [(1.0, 0), (1.0, 1), (1.0, 2)])
+    assert len(sent) == 1
+
+
+def test_an_error_in_a_worker_is_raised_in_the_notebook(tmp_path, monkeypatch):
+    space = notebook(monkeypatch, tmp_path / "cache", workers=2)
+    with pytest.raises(ValueError, match="the factor must not be negative"):
+        space["run"].ahead(space["trained_run"], [(-1.0, 0), (-1.0, 1)])
+    assert not (tmp_path / "cache").exists()
+
+
+def test_looking_for_stored_runs_computes_nothing_and_moves_no_generator(tmp_path):
+    cache, computed = RunCache(tmp_path / "cache", "cpu"), threading.Event()
+
+    def wanted():
+        torch.rand(3)
+        return cache.get("run", {"seed": 0}, lambda: {"x": computed.set()})
+
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    assert not cache.has_all(wanted)
+    assert not computed.is_set()
+    assert not cache.folder.exists()
+    assert torch.equal(torch.rand(1), expected)
+    wanted()
+    assert cache.has_all(wanted)
+    assert computed.is_set()
+    with pytest.raises(ZeroDivisionError):
+        cache.has_all(lambda: 1 / 0)
+    assert cache.get("other", {}, lambda: {"x": 2}) == {"x": 2}
+
+
+def test_the_key_of_a_run_is_the_same_after_the_way_to_a_worker(tmp_path, monkeypatch):
+    space = notebook(monkeypatch, tmp_path, workers=1)
+    cache = RunCache(tmp_path, "cpu")
+    before = cache.key("run", {}, space["trained"])
+    sent = cloudpickle.loads(cloudpickle.dumps(space["trained"]))
+    assert sent is not space["trained"]
+    assert cache.key("run", {}, sent) == before
+    space["value"] = "not what the code reads, only a name that an attribute has"
+    assert cache.key("run", {}, space["trained"]) == before
+    space["table"] = 1.0
+    assert cache.key("run", {}, space["trained"]) != before
+
+
+def test_the_record_stays_in_the_notebook(tmp_path, monkeypatch):
+    run = notebook(monkeypatch, tmp_path, workers=2)["run"]
+    texts = {"paper": "Fixture", "statement": "x is large", "source": "Table 1", "criterion": "x above 1"}
+    run.claim("F-1", **texts, decide=lambda measured: measured["x"] > 1)
+    sent = cloudpickle.loads(cloudpickle.dumps(run))
+    assert (sent.seeds, sent.profile, sent.workers) == (run.seeds, run.profile, 2)
+    assert not sent.record.claims
+    assert list(run.record.claims) == ["F-1"]
+
+
+def test_number_of_workers(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.delenv("REPROLIB_WORKERS", raising=False)
+    assert worker_count("standard", cpu) == joblib.cpu_count()
+    assert worker_count("smoke", cpu) == worker_count("standard", cuda) == 1
+    monkeypatch.setenv("REPROLIB_WORKERS", "3")
+    assert worker_count("smoke", cpu) == 3
+    for wrong in ("0", "-1", "2.5", "many", ""):
+        monkeypatch.setenv("REPROLIB_WORKERS", wrong)
+        with pytest.raises(UsageError, match="REPROLIB_WORKERS must be a whole number of at least 1"):
+            worker_count("standard", cpu)
