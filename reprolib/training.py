@@ -224,7 +224,7 @@ def train(
     optimizer = torch.optim.SGD(
         groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=nesterov, fused=True
     )
-    # It wants a velocity for each, also for a learned scale that has no gradient in the plain part; 0 is what torch means.
+    # It wants a velocity for every parameter, also for a scale that has no gradient in the plain part; it starts at 0.
     for parameter in (parameter for group in groups for parameter in group["params"]):
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     history, first = History(), 0
