@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 .DELETE_ON_ERROR:
 
 reproduce: data
-	$(RUN) -m reprolib run --profile auto
+	$(RUN) -m reprolib run --profile auto --at-once 2
 
 test: data
 	$(RUN) -m pytest --numprocesses=$(WORKERS) --maxprocesses=4 --dist=loadfile
@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "Python 3.10 or newer is needed; choose one with make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable .
+	$(RUN) -m pip install --disable-pip-version-check --no-compile $(PIP_ARGS) --constraint constraints.txt --editable .
 	touch $@
 
 clean:

@@ -282,7 +282,7 @@ def run_notebooks(
     """Run the notebooks, print a line for each as soon as it is done, and then a summary in the order of the names.
 
     at_once: so many kernels run at the same time; one after the other by default. Several fit on one GPU; on a CPU
-    they take each other's cores. The results are the same.
+    one trains while another derives and checks on one core. The results are the same.
     Raises UsageError, before anything is written, for an unknown notebook, profile, parameter or type.
     """
     chosen = resolve_profile(profile)

@@ -21,15 +21,18 @@ from threadpoolctl import threadpool_limits
 
 from .paths import UsageError
 
+# Each takes almost a gigabyte with torch and a data set.
+MOST_WORKERS = 8
+
 
 def worker_count(profile: str, device: torch.device) -> int:
-    """`REPROLIB_WORKERS`, else one a core; 1 on a GPU and at profile `smoke`, where starting them takes longer.
+    """`REPROLIB_WORKERS`, else one a core, up to 8; 1 on a GPU and at profile `smoke`, where starting them takes longer.
 
     Raises UsageError for a value that is not a whole number of at least 1.
     """
     given = os.environ.get("REPROLIB_WORKERS")
     if given is None:
-        return 1 if device.type != "cpu" or profile == "smoke" else joblib.cpu_count()
+        return 1 if device.type != "cpu" or profile == "smoke" else min(joblib.cpu_count(), MOST_WORKERS)
     if not given.isdecimal() or int(given) < 1:
         raise UsageError(f"REPROLIB_WORKERS must be a whole number of at least 1, got {given!r}")
     return int(given)
