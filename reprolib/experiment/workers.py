@@ -26,7 +26,7 @@ MOST_WORKERS = 8
 
 
 def worker_count(profile: str, device: torch.device) -> int:
-    """`REPROLIB_WORKERS`, else one a core, up to 8; 1 on a GPU and at profile `smoke`, where starting them takes longer.
+    """`REPROLIB_WORKERS`, else one a core up to 8, but 1 on a GPU and at profile `smoke`, where starting takes longer.
 
     Raises UsageError for a value that is not a whole number of at least 1.
     """
