@@ -220,13 +220,10 @@ def train(
     if loss_parameters:
         groups.append({"params": loss_parameters, "factor": config.loss_lr_factor, "weight_decay": loss_decay})
     nesterov = config.nesterov and config.momentum > 0
-    # fused: one kernel for all parameters; on small networks the default spends more on dispatch than on the update.
+    # Not fused: on the CPU that kernel ignores strides, and mixes up weights and gradients of different memory formats.
     optimizer = torch.optim.SGD(
-        groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=nesterov, fused=True
+        groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=nesterov
     )
-    # It wants a velocity for every parameter, also for a scale that has no gradient in the plain part; it starts at 0.
-    for parameter in (parameter for group in groups for parameter in group["params"]):
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     history, first = History(), 0
     if checkpoint is not None and checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
