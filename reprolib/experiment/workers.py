@@ -22,11 +22,11 @@ from threadpoolctl import threadpool_limits
 from .paths import UsageError
 
 # Each takes almost a gigabyte with torch and a data set.
-MOST_WORKERS = 8
+MOST_WORKERS = 4
 
 
 def worker_count(profile: str, device: torch.device) -> int:
-    """`REPROLIB_WORKERS`, else one a core up to 8, but 1 on a GPU and at profile `smoke`, where starting takes longer.
+    """`REPROLIB_WORKERS`, else one a core up to 4, but 1 on a GPU and at profile `smoke`, where starting takes longer.
 
     Raises UsageError for a value that is not a whole number of at least 1.
     """

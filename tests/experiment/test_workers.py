@@ -181,7 +181,7 @@ def test_the_record_stays_in_the_notebook(tmp_path, monkeypatch):
 def test_number_of_workers(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     monkeypatch.delenv("REPROLIB_WORKERS", raising=False)
-    assert worker_count("standard", cpu) == min(joblib.cpu_count(), 8)
+    assert worker_count("standard", cpu) == min(joblib.cpu_count(), 4)
     assert worker_count("smoke", cpu) == worker_count("standard", cuda) == 1
     monkeypatch.setenv("REPROLIB_WORKERS", "3")
     assert worker_count("smoke", cpu) == 3
