@@ -20,7 +20,7 @@ reproduce: data
 	$(RUN) -m reprolib run --profile auto --at-once 2
 
 test: data
-	$(RUN) -m pytest --numprocesses=$(WORKERS) --maxprocesses=4 --dist=loadfile
+	$(RUN) -m pytest --numprocesses=$(WORKERS) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .
