@@ -191,9 +191,10 @@ def sweep(
     color = class_color(0) if color is None else color
     place = np.arange(len(settings))
     spread = table.std(axis=1, ddof=1) if table.shape[1] > 1 else np.zeros(len(table))
-    ax.errorbar(place, table.mean(axis=1), yerr=spread, color=color, marker="o", markersize=5, capsize=3, label=label)
+    look = {"color": color, "marker": "D", "markersize": 6, "markerfacecolor": "white", "capsize": 4, "linewidth": 1.4}
+    ax.errorbar(place, table.mean(axis=1), yerr=spread, label=label, **look)
     for column in table.T:
-        ax.scatter(place, column, s=9, color=color, alpha=0.4, linewidths=0)
+        ax.scatter(place, column, s=22, color=color, edgecolor="white", linewidths=0.6, zorder=3)
     ax.set_xticks(place, [str(setting) for setting in settings])
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
     if label is not None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from fixture_suite import Suite
 
 
 @pytest.fixture
-def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Suite]:
     made = Suite(tmp_path / "suite")
     monkeypatch.setenv("REPROLIB_ROOT", str(made.root))
     monkeypatch.setenv("REPROLIB_PROFILES", str(made.root / "profiles"))
@@ -19,4 +21,7 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
     monkeypatch.setenv("REPROLIB_DEVICE", "cpu")
     monkeypatch.delenv("REPROLIB_PROFILE", raising=False)
     monkeypatch.delenv("REPROLIB_FINAL", raising=False)
-    return made
+    yield made
+    # what experiment.start sets for the whole process
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True

@@ -28,8 +28,6 @@ def begin(suite):
     yield begin
     for run in started:
         run.close()
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = True
 
 
 def one_is_one(id="90.one"):

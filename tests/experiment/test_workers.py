@@ -58,11 +58,7 @@ def notebook(monkeypatch, cache, workers):
     return space
 
 
-@pytest.fixture(autouse=True)
-def settings_of_the_session(suite):
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+pytestmark = pytest.mark.usefixtures("suite")
 
 
 def without_process(result):

@@ -1,4 +1,7 @@
-"""Settings of the whole test session: the smoke profile, folders of its own, and what nbval compares."""
+"""Settings of the whole test session: the smoke profile, folders of its own, and what nbval compares.
+
+Here and not in tests/, so that ``pytest notebooks/02_normface.ipynb`` has them, too.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +14,22 @@ import hypothesis
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parent
 _VARIABLES = ("REPROLIB_PROFILE", "REPROLIB_RESULTS", "REPROLIB_CACHE", "PYTHONPATH")
 
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("suite")
 
 
-class CompareWithoutStderr:
-    """nbval compares what a cell prints and shows, not its warnings.
-
-    A plugin and not a hook of this file, because a conftest speaks for the notebooks' folder only from there.
-    """
-
-    def pytest_collectstart(self, collector: pytest.Collector) -> None:
-        if hasattr(collector, "skip_compare") and "stderr" not in collector.skip_compare:
-            collector.skip_compare += ("stderr",)
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    # nbval compares what a cell prints and shows, not its warnings.
+    if hasattr(collector, "skip_compare") and "stderr" not in collector.skip_compare:
+        collector.skip_compare += ("stderr",)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # Small tensors lose more in hand-offs between threads than they gain.
     torch.set_num_threads(1)
-    config.pluginmanager.register(CompareWithoutStderr())
     # The path in pyproject.toml is relative to it, whatever folder pytest is called from.
     config.option.nbval_sanitize_with = str(ROOT / "tests" / "sanitize.cfg")
     if hasattr(config, "workerinput"):
