@@ -13,6 +13,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
+# Compiled modules are kept, whatever the user's setting: else each of the many kernels would compile torch again.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: reproduce test lint clean data
 .DELETE_ON_ERROR:
 
