@@ -1,10 +1,12 @@
 """What is learnt from: data sets on the disk, verified by hash, whole on the device as uint8 tensors."""
 
 from reprolib.data.datasets import ImageDataset, fetch, load, load_cifar10
+from reprolib.data.facebin import FacePairs, load_facebin, write_facebin
 from reprolib.data.faces import FaceDataset, load_orl
 from reprolib.data.fetching import data_root
 from reprolib.data.files import DataCorrupted, DataUnavailable
 from reprolib.data.lfw import LfwDataset, lfw_pairs, load_lfw
+from reprolib.data.recordio import FaceRecords, write_records
 from reprolib.data.sampling import CoupleSampler, PKSampler, balanced_subset, class_split, genuine_impostor_pairs
 from reprolib.data.splits import fold_split, people_by_fold, people_outside_pairs, rotation_split, rotations
 
@@ -13,6 +15,8 @@ __all__ = [
     "DataCorrupted",
     "DataUnavailable",
     "FaceDataset",
+    "FacePairs",
+    "FaceRecords",
     "ImageDataset",
     "LfwDataset",
     "PKSampler",
@@ -25,10 +29,13 @@ __all__ = [
     "lfw_pairs",
     "load",
     "load_cifar10",
+    "load_facebin",
     "load_lfw",
     "load_orl",
     "people_by_fold",
     "people_outside_pairs",
     "rotation_split",
     "rotations",
+    "write_facebin",
+    "write_records",
 ]

@@ -7,24 +7,35 @@ import struct
 import zlib
 from collections.abc import Collection
 
+import numpy as np
 import torch
 from PIL import Image
 
 from reprolib.data.files import DataCorrupted
 
+SIDE_LIMIT = 4096
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+
+
+def is_encoded(raw: object) -> bool:
+    """Whether `raw` is bytes that begin as a JPEG or PNG file does."""
+    return isinstance(raw, bytes) and raw.startswith(SIGNATURES)
+
 
 def decode_image(
-    raw: bytes, label: str, sides: Collection[int], formats: tuple[str, ...] = ("JPEG", "PNG")
+    raw: bytes, label: str, sides: Collection[int] | None = None, formats: tuple[str, ...] = ("JPEG", "PNG")
 ) -> Image.Image:
-    """The RGB image, a square with one of `sides` (pixels), that a file of one of `formats` holds.
+    """The RGB image that a file of one of `formats` holds: a square with one of `sides`, else up to 4096 pixels a side.
 
     The size is checked before a pixel is decoded. Raises `DataCorrupted` naming the file `label`.
     """
     try:
         image = Image.open(io.BytesIO(raw), formats=formats)
-        if image.width != image.height or image.width not in sides:
-            found, allowed = f"{image.width} x {image.height}", " or ".join(map(str, sides))
-            raise DataCorrupted(f"{label} has {found} pixels, allowed are squares of {allowed}")
+        found = f"{image.width} x {image.height}"
+        if sides is None and max(image.size) > SIDE_LIMIT:
+            raise DataCorrupted(f"{label} has {found} pixels, allowed are {SIDE_LIMIT} a side")
+        if sides is not None and (image.width != image.height or image.width not in sides):
+            raise DataCorrupted(f"{label} has {found} pixels, allowed are squares of {' or '.join(map(str, sides))}")
         return image.convert("RGB")
     except DataCorrupted:
         raise
@@ -33,6 +44,11 @@ def decode_image(
         raise DataCorrupted(f"{label} is no readable {' or '.join(formats)} image ({error})") from error
     except Image.DecompressionBombError as error:
         raise DataCorrupted(f"{label} is far too large ({error})") from error
+
+
+def decode_tensor(raw: bytes, label: str) -> torch.Tensor:
+    """The image that `decode_image` returns, as uint8 (3, H, W), RGB."""
+    return torch.from_numpy(np.array(decode_image(raw, label)).transpose(2, 0, 1).copy())
 
 
 def resize_area(images: torch.Tensor, size: int) -> torch.Tensor:
