@@ -30,8 +30,12 @@ def execute(
     profile: str,
     staging: Path,
     data: Path,
+    cores: int,
 ) -> nbformat.NotebookNode:
-    """The executed notebook; `staging` receives `executed.ipynb` and the record. Raises NotebookFailed."""
+    """The executed notebook; `staging` receives `executed.ipynb` and the record. Raises NotebookFailed.
+
+    cores: so many may its runs use at the same time.
+    """
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -45,6 +49,8 @@ def execute(
             "REPROLIB_RESULTS": str(staging),
             "REPROLIB_CACHE": str(cache_folder()),
             "REPROLIB_DATA": str(data),
+            # what joblib.cpu_count() says there
+            "LOKY_MAX_CPU_COUNT": str(cores),
         },
         log,
     )

@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import joblib
 import nbformat
 from PIL import Image
 
@@ -152,8 +153,8 @@ def run_key(job: Job, package: str, data_root: Path) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def run_job(job: Job, results: Path, *, force: bool = False, save_outputs: bool = False) -> Outcome:
-    """Run one notebook, or take over its unchanged result. Does not raise for a failing cell."""
+def run_job(job: Job, results: Path, cores: int, *, force: bool = False, save_outputs: bool = False) -> Outcome:
+    """Run one notebook on `cores` cores, or take over its unchanged result. Does not raise for a failing cell."""
     from ..data import data_root
 
     data = data_root().resolve()
@@ -169,7 +170,7 @@ def run_job(job: Job, results: Path, *, force: bool = False, save_outputs: bool 
     with tempfile.TemporaryDirectory(prefix="reprolib-") as temporary:
         staging = Path(temporary)
         try:
-            output = execute(job.name, job.notebook, job.injected, job.parameters["profile"], staging, data)
+            output = execute(job.name, job.notebook, job.injected, job.parameters["profile"], staging, data, cores)
             content = finished_record(job, staging)
         except NotebookFailed as error:
             if (staging / "executed.ipynb").exists():
@@ -282,7 +283,7 @@ def run_notebooks(
     """Run the notebooks, print a line for each as soon as it is done, and then a summary in the order of the names.
 
     at_once: so many kernels run at the same time; one after the other by default. Several fit on one GPU; on a CPU
-    one trains while another derives and checks on one core. The results are the same.
+    they share the cores. The results are the same.
     Raises UsageError, before anything is written, for an unknown notebook, profile, parameter or type.
     """
     chosen = resolve_profile(profile)
@@ -291,10 +292,11 @@ def run_notebooks(
     jobs = prepare(names, chosen, overrides or {})
     if at_once < 1:
         raise UsageError(f"at least one notebook has to run at once, not {at_once}")
+    cores = max(1, joblib.cpu_count() // at_once)
     done: dict[str, Outcome] = {}
 
     def run(job: Job) -> Outcome:
-        return run_job(job, results or results_folder(), force=force, save_outputs=save_outputs)
+        return run_job(job, results or results_folder(), cores, force=force, save_outputs=save_outputs)
 
     def finished(outcome: Outcome) -> None:
         print(outcome, file=sys.stderr if outcome.status == "failed" else sys.stdout, flush=True)

@@ -34,8 +34,9 @@ def fake(monkeypatch):
     """Replaces the kernel: writes a record and gives the notebook back, or fails as told."""
     calls = []
 
-    def execute(name, notebook, injected, profile, staging, data):
+    def execute(name, notebook, injected, profile, staging, data, cores):
         calls.append(dict(injected))
+        fake.cores = cores
         if fake.failure:
             nbformat.write(notebook, staging / "executed.ipynb")
             raise NotebookFailed(fake.failure)
@@ -297,6 +298,13 @@ def test_notebooks_at_once_give_the_same_records(suite, tmp_path, monkeypatch):
             del document["seconds"]
         documents.append(records)
     assert documents[0] == documents[1]
+
+
+@pytest.mark.parametrize(("at_once", "cores"), [(1, 6), (2, 3), (4, 1), (7, 1)])
+def test_notebooks_at_once_share_the_cores(suite, fake, monkeypatch, at_once, cores):
+    monkeypatch.setattr(runner.joblib, "cpu_count", lambda: 6)
+    run_notebooks([], "standard", at_once=at_once)
+    assert fake.cores == cores
 
 
 def test_no_notebook_at_once_is_refused(suite, fake):

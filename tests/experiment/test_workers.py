@@ -179,6 +179,9 @@ def test_number_of_workers(monkeypatch):
     monkeypatch.delenv("REPROLIB_WORKERS", raising=False)
     assert worker_count("standard", cpu) == min(joblib.cpu_count(), 4)
     assert worker_count("smoke", cpu) == worker_count("standard", cuda) == 1
+    # the runner gives a notebook its share of the cores in this way
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    assert worker_count("standard", cpu) == 1
     monkeypatch.setenv("REPROLIB_WORKERS", "3")
     assert worker_count("smoke", cpu) == 3
     for wrong in ("0", "-1", "2.5", "many", ""):
