@@ -10,6 +10,7 @@ import functools
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def use_one_thread(device: torch.device) -> None:
 
 def start_processes(workers: int) -> None:
     """Start the processes of `call_each` in the background, so that they are ready when the first runs are due."""
-    tasks = [joblib.delayed(use_one_thread)(torch.device("cpu")) for _ in range(workers)]
+    tasks = [joblib.delayed(_prepare)() for _ in range(workers)]
     threading.Thread(target=_in_processes, args=(tasks, workers), daemon=True).start()
 
 
@@ -77,6 +78,19 @@ def _function(path: str) -> Callable[..., Any]:
     return cloudpickle.loads(Path(path).read_bytes())
 
 
-def _call(path: str, row: tuple[Any, ...]) -> None:
+@functools.lru_cache(maxsize=1)
+def _prepare() -> None:
+    """Once in each process: one thread, and an end when the notebook's process ends, even if that is killed."""
     use_one_thread(torch.device("cpu"))
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _leave_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _call(path: str, row: tuple[Any, ...]) -> None:
+    _prepare()
     _function(path)(*row)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import cloudpickle
 import joblib
@@ -127,6 +132,46 @@ def test_an_error_in_a_worker_is_raised_in_the_notebook(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="the factor must not be negative"):
         space["run"].ahead(space["trained_run"], [(-1.0, 0), (-1.0, 1)])
     assert not (tmp_path / "cache").exists()
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs; one that ended and that nobody waited for does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_workers_do_not_outlive_a_notebook_that_is_killed(tmp_path):
+    # one worker is left waiting, the other is in the middle of a run
+    names = tmp_path / "processes"
+    names.mkdir()
+    code = f"""
+import os, pathlib, time
+from reprolib.experiment.workers import call_each
+
+def work(row):
+    pathlib.Path({str(names)!r}, str(os.getpid())).touch()
+    time.sleep(600 if row else 2)
+
+call_each(work, [(0,), (1,)], 2)
+"""
+    script = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
+    try:
+        limit = time.monotonic() + 60
+        while len(workers := [int(path.name) for path in names.iterdir()]) < 2:
+            assert script.poll() is None and time.monotonic() < limit
+            time.sleep(0.1)
+        time.sleep(3)
+        assert all(map(alive, workers))
+    finally:
+        script.send_signal(signal.SIGKILL)
+        script.wait()
+    limit = time.monotonic() + 20
+    while any(map(alive, workers)):
+        assert time.monotonic() < limit, workers
+        time.sleep(0.1)
 
 
 def test_looking_for_stored_runs_computes_nothing_and_moves_no_generator(tmp_path):
