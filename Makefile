@@ -20,7 +20,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .DELETE_ON_ERROR:
 
 reproduce: data
-	$(RUN) -m reprolib run --profile auto --at-once 2
+	$(RUN) -m reprolib run --profile auto
 
 test: data
 	$(RUN) -m pytest --numprocesses=$(WORKERS) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
