@@ -61,7 +61,7 @@ def test_status_1_when_a_notebook_fails(suite, capsys, monkeypatch):
 def test_run_passes_its_options_on(suite, capsys, monkeypatch):
     seen = {}
 
-    def run_job(job, results, **options):
+    def run_job(job, results, cores, **options):
         seen.update(job=job, results=results, options=options)
         return Outcome(job.name, "run")
 
