@@ -176,7 +176,7 @@ def load_facebin(path: str | Path) -> FacePairs:
 
 
 def _verify_lengths(raw: bytes) -> None:
-    """Raises `ValueError` unless all lengths and memo numbers in the pickle `raw` are within it.
+    """Raises `ValueError` unless all lengths (by `genops`) and memo numbers in the pickle `raw` are within it.
 
     The unpickler would take memory for them first.
     """

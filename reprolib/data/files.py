@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -9,7 +10,7 @@ import secrets
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
@@ -107,18 +108,28 @@ class Tree:
         return raw
 
 
-def write_atomic(path: Path, raw: bytes) -> None:
-    """Writes `raw` to a temporary name in the same folder, then renames it to `path`: never half a file."""
+@contextlib.contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """A stream to a temporary name in the same folder, renamed to `path` at the end of the `with`: never half a file.
+
+    After an exception in the `with` there is no temporary file, and what `path` was before.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with open(part, "xb") as stream:
-            stream.write(raw)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, raw: bytes) -> None:
+    """Writes `raw` to `path` by `open_atomic`."""
+    with open_atomic(path) as stream:
+        stream.write(raw)
 
 
 class ArrayUnpickler(pickle.Unpickler):

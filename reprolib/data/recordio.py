@@ -18,7 +18,6 @@ import itertools
 import mmap
 import os
 import re
-import secrets
 import struct
 from array import array
 from collections.abc import Iterable, Sequence
@@ -29,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from reprolib.data.files import DataCorrupted, write_atomic
+from reprolib.data.files import DataCorrupted, open_atomic, write_atomic
 from reprolib.data.pixels import decode_tensor, is_encoded
 
 MAGIC = b"\x0a\x23\xd7\xce"
@@ -294,27 +293,19 @@ def write_records(path: str | Path, images: Iterable[bytes], labels: Iterable[in
     path = Path(path)
     if path.suffix != ".rec":
         raise ValueError(f"the file of records has to be called something.rec, not {path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     lines, offset = [], 0
-    try:
-        with open(part, "xb") as stream:
-            for key, (image, label) in enumerate(itertools.zip_longest(images, labels)):
-                if image is None or label is None:
-                    raise ValueError(f"there have to be as many labels as images, one of them ends after {key}")
-                if not is_encoded(image):
-                    raise ValueError(f"image {key} has to be the bytes of a JPEG or PNG file, not {image[:8]!r} ...")
-                if not 0 <= label < LABEL_LIMIT or label != int(label):
-                    raise ValueError(f"label {key} has to be a whole number from 0 to {LABEL_LIMIT - 1}, not {label}")
-                lines.append(f"{key}\t{offset}\n")
-                offset += stream.write(encode_record(_HEADER.pack(0, label, key, 0) + image))
-            if not lines:
-                raise ValueError("there has to be at least one image to write")
-            stream.flush()
-            os.fsync(stream.fileno())
+    with open_atomic(path) as stream:
+        for key, (image, label) in enumerate(itertools.zip_longest(images, labels)):
+            if image is None or label is None:
+                raise ValueError(f"there have to be as many labels as images, one of them ends after {key}")
+            if not is_encoded(image):
+                raise ValueError(f"image {key} has to be the bytes of a JPEG or PNG file, not {image[:8]!r} ...")
+            if not 0 <= label < LABEL_LIMIT or label != int(label):
+                raise ValueError(f"label {key} has to be a whole number from 0 to {LABEL_LIMIT - 1}, not {label}")
+            lines.append(f"{key}\t{offset}\n")
+            offset += stream.write(encode_record(_HEADER.pack(0, label, key, 0) + image))
+        if not lines:
+            raise ValueError("there has to be at least one image to write")
         # records without an index are scanned: at no moment does an index lie beside records that are not its own
         path.with_suffix(".idx").unlink(missing_ok=True)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     write_atomic(path.with_suffix(".idx"), "".join(lines).encode())
