@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reprolib.losses.distance import check_count, check_number
+from reprolib._checks import check_count, check_number
 
 
 def idle_step(lr: float, momentum: float, weight_decay: float, nesterov: bool) -> Tensor:

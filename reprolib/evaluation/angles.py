@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ._inputs import Array, feature_rows, label_array, positive_integer, row_tensor, unit_rows
+from .._checks import Array, feature_rows, label_array, positive_integer, row_tensor, unit_rows
 from .intervals import Estimate, mean_estimate, student_half_width
 
 _BLOCK = 1 << 22  # float64 values held at once

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from ._inputs import Array, far_values, feature_rows, float_array, positive_integer, row_tensor, unit_rows
+from .._checks import Array, far_values, feature_rows, float_array, positive_integer, row_tensor, unit_rows
 from .intervals import Estimate, proportion
 from .roc import allowed_false_accepts, count_above, is_supported
 

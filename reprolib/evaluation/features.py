@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ._inputs import Array, feature_rows, label_array, row_tensor, unit_rows
+from .._checks import Array, feature_rows, label_array, row_tensor, unit_rows
 
 _CELLS = 1 << 22  # products held at once
 

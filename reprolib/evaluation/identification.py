@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ._inputs import Array, far_values, float_array, label_array, positive_integer
+from .._checks import Array, far_values, float_array, label_array, positive_integer
 from .intervals import Estimate, proportion, wilson
 from .roc import count_above, is_supported, threshold_at_far
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ._inputs import positive_integer
+from .._checks import positive_integer
 
 _SIZE_LIMIT = 256 << 20
 _NUMBER = re.compile(r"[0-9]{1,9}")

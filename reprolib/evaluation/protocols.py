@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ._inputs import Array, feature_rows, label_array, positive_integer, row_tensor, unit_rows
+from .._checks import Array, feature_rows, label_array, positive_integer, row_tensor, unit_rows
 from .features import all_pairs_cosines
 from .identification import dir_at_far, rank_k_identification
 from .intervals import Estimate, student_half_width

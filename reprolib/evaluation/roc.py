@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special, stats
 
-from ._inputs import Array, far_values, float_array, positive_integer
+from .._checks import Array, far_values, float_array, positive_integer
 from .intervals import Estimate, checked_level, clopper_pearson, proportion
 
 _BOOTSTRAP_CELLS = 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ._inputs import Array, feature_rows, label_array
+from .._checks import Array, feature_rows, label_array
 
 _ROWS = 1 << 14
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ._inputs import Array, float_array, label_array, positive_integer, same_array
+from .._checks import Array, float_array, label_array, positive_integer, same_array
 from .intervals import Estimate, clopper_pearson, student_half_width
 
 CONVENTIONS = ("exact", "sphereface", "facenet")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._inputs import Array, feature_rows, float_array, label_array, positive_integer, row_tensor, same_array, unit_rows
+from .._checks import Array, feature_rows, float_array, label_array, positive_integer, row_tensor, same_array, unit_rows
 from .verification import VerificationResult, fold_ids, summarise_folds
 
 METHODS = ("mean_of_scores", "score_of_mean")

@@ -9,16 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from reprolib.losses.distance import (
-    at_least_float32,
-    check_choice,
-    check_count,
-    check_features,
-    check_labels,
-    check_number,
-    pairwise_squared_distance,
-    unit_rows,
-)
+from reprolib._checks import check_choice, check_count, check_features, check_labels, check_number
+from reprolib.losses.distance import at_least_float32, pairwise_squared_distance, unit_rows
 
 
 def _agent_distance(

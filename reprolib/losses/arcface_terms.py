@@ -18,15 +18,8 @@ import math
 import torch
 from torch import Tensor
 
-from reprolib.losses.distance import (
-    at_least_float32,
-    check_choice,
-    check_features,
-    check_labels,
-    check_number,
-    pairwise_distance,
-    safe_sqrt,
-)
+from reprolib._checks import check_choice, check_features, check_labels, check_number
+from reprolib.losses.distance import at_least_float32, pairwise_distance, safe_sqrt
 from reprolib.losses.metric import _TripletSum
 from reprolib.losses.mining import same_class
 

@@ -15,14 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from reprolib.losses.distance import (
-    at_least_float32,
-    check_choice,
-    check_count,
-    check_features,
-    check_labels,
-    check_number,
-)
+from reprolib._checks import check_choice, check_count, check_features, check_labels, check_number
+from reprolib.losses.distance import at_least_float32
 
 CENTER_UPDATES = ("paper", "caffe", "autograd", "scatter")
 

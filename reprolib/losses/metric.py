@@ -11,13 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from reprolib._checks import check_choice, check_features, check_labels, check_number
 from reprolib.losses.agents import CContrastive, CTriplet, c_contrastive_loss, c_triplet_loss
 from reprolib.losses.distance import (
     at_least_float32,
-    check_choice,
-    check_features,
-    check_labels,
-    check_number,
     full_precision,
     pairwise_distance,
     pairwise_squared_distance,

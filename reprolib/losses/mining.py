@@ -18,14 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reprolib.losses.distance import (
-    check_choice,
-    check_count,
-    check_features,
-    check_labels,
-    check_number,
-    pairwise_squared_distance,
-)
+from reprolib._checks import check_choice, check_count, check_features, check_labels, check_number
+from reprolib.losses.distance import pairwise_squared_distance
 
 EASY, SEMI_HARD, HARD = 0, 1, 2
 

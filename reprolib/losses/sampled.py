@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from reprolib.losses.distance import check_count, check_number
+from reprolib._checks import check_count, check_number
 
 
 class ClassSample(NamedTuple):

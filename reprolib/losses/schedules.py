@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from reprolib.losses.distance import check_choice, check_count, check_number
+from reprolib._checks import check_choice, check_count, check_number
 
 # name: (base, gamma, power, minimum), as configured in the authors' repositories, and one popular port.
 ANNEALING_PRESETS: dict[str, tuple[float, float, float, float]] = {

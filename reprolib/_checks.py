@@ -1,12 +1,19 @@
-"""Checked conversion of what a caller passes (torch tensors or numpy arrays) into plain arrays."""
+"""Every check of what a caller passes, once, in one dialect: "NAME must be ..., got ...".
+
+`check_*` raise and return nothing; the others return the value in the form that the suite computes with. Imported by
+every room; imports none.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 Array = np.ndarray | torch.Tensor
 
@@ -129,3 +136,54 @@ def positive_integer(value: Any, name: str, most: int | None = None) -> int:
         limit = "at least 1" if most is None else f"between 1 and {most}"
         raise ValueError(f"{name} must be {limit}, got {value}")
     return int(value)
+
+
+def check_features(features: Tensor, name: str = "features", columns: int | None = None) -> None:
+    """Raise unless `features` is a finite float tensor (N, d) with N, d >= 1 (d = `columns` if given)."""
+    if not isinstance(features, Tensor) or not features.is_floating_point():
+        kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
+        raise TypeError(f"{name} must be a floating-point tensor of shape (N, d), got {kind}")
+    if features.dim() != 2 or 0 in features.shape:
+        raise ValueError(f"{name} must have shape (N, d) with N, d >= 1, got {tuple(features.shape)}")
+    if columns is not None and features.shape[1] != columns:
+        raise ValueError(f"{name} must have {columns} columns, got shape {tuple(features.shape)}")
+    if not torch.isfinite(features).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+
+
+def check_labels(labels: Tensor, rows: int, num_classes: int | None = None) -> None:
+    """Raise unless `labels` is an int64 tensor (rows,); in 0 .. num_classes - 1 when that is given."""
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels must be an int64 tensor of shape (N,), got {kind}")
+    if labels.shape != (rows,):
+        raise ValueError(f"labels must have shape ({rows},), one per feature, got {tuple(labels.shape)}")
+    if num_classes is None:
+        return
+    outside = (labels < 0) | (labels >= num_classes)
+    if outside.any():
+        raise ValueError(f"labels must lie in 0 .. {num_classes - 1}, got {int(labels[outside][0])}")
+
+
+def check_number(value: float, name: str, low: float = 0.0, high: float = math.inf, closed: bool = False) -> None:
+    """Raise unless `value` is a finite real number in (low, high), or in [low, high] when `closed`."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
+    inside = low <= value <= high if closed else low < value < high
+    if not (inside and math.isfinite(value)):
+        left, right = ("[", "]") if closed and math.isfinite(high) else ("[" if closed else "(", ")")
+        raise ValueError(f"{name} must be a finite number in {left}{low:g}, {high:g}{right}, got {value!r}")
+
+
+def check_count(value: int, name: str, low: int = 1) -> None:
+    """Raise unless `value` is an integer >= `low`."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < low:
+        raise ValueError(f"{name} must be an integer >= {low}, got {value}")
+
+
+def check_choice(value: str, name: str, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError unless `value` is one of the `allowed` names."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
