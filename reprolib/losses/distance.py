@@ -20,6 +20,24 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def computing_dtype(*tensors: Tensor) -> torch.dtype:
+    """The widest type of `tensors`, float32 at least."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def widened(x: Tensor) -> Tensor:
+    """`x` in float64, where a root or an arc is correctly rounded on return; unchanged where there is no float64."""
+    return x if x.device.type == "mps" else x.double()
+
+
+def root(x: Tensor) -> Tensor:
+    """The correctly rounded square root: float32's own differs between processors in the last bit."""
+    return widened(x).sqrt().to(x.dtype)
+
+
 def full_precision(x: Tensor) -> torch.autocast:
     """Context in which matrix products keep the precision of `x` even when the caller has autocast on."""
     return torch.autocast(device_type=x.device.type, enabled=False)
@@ -31,7 +49,7 @@ def unit_rows(x: Tensor, eps: float = 1e-12) -> Tensor:
     ||x|| = sqrt(sum x_i^2 + eps): a zero row stays zero and its gradient stays finite.
     """
     x = at_least_float32(x)
-    return x / (x.square().sum(dim=-1, keepdim=True) + eps).sqrt()
+    return x / root(x.square().sum(dim=-1, keepdim=True) + eps)
 
 
 class _DifferenceForm(torch.autograd.Function):
@@ -93,4 +111,4 @@ def safe_sqrt(squared: Tensor) -> Tensor:
     """Square root of a tensor >= 0 whose gradient at 0 is 0 instead of infinity."""
     positive = squared > 0
     # The inner `where` keeps 0 away from sqrt, whose infinite slope times 0 would be NaN.
-    return torch.where(positive, torch.where(positive, squared, 1).sqrt(), 0)
+    return torch.where(positive, root(torch.where(positive, squared, 1)), 0)

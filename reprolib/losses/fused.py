@@ -2,36 +2,48 @@
 
 With r_i = ||x_i||, the logits are z_ij = R_i C_j cos(theta_ij) + b_j, where R_i is the scale s if features are
 normalised and r_i if not, and C_j is 1 if weights are normalised and ||W_j|| if not; the target logit uses
-phi(cos theta) in place of cos theta. The gradient is the closed form that the notebooks derive. It is made during
-the forward pass, a chunk of rows at a time, so that neither the N x C logits nor a second (C, d) tensor beside the
-weights and their gradient ever exists. The gradient is handed over at the first backward pass; a second pass
-through a retained graph computes it anew.
+phi(cos theta) in place of cos theta. The own class is kept out of the sum, so that nothing cancels for easy samples:
 
-Half-precision features and weights are computed in float32, under autocast too.
+    others_i = log sum_{j != y} e^{z_ij}       L_i = log(1 + e^{others_i - z_iy})
+    1 - p_iy = sigmoid(others_i - z_iy)        p_ij = (1 - p_iy) e^{z_ij - others_i}   (j != y)
+
+The gradient is the closed form that the notebooks derive. It is made during the forward pass, a chunk of rows at a
+time, so that neither the N x C logits nor a second (C, d) tensor beside the weights and their gradient ever exists. It
+stays in the computing precision until the backward pass has multiplied it with the incoming gradient. It is handed
+over at the first backward pass; a second pass through a retained graph computes it anew. There is no second
+derivative: a backward pass with ``create_graph=True`` is refused.
+
+Everything is computed in the widest type of features and weights, float32 at least, under autocast too. Nothing is
+read on the host unless the tensors are on the CPU.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from reprolib.losses.distance import at_least_float32, full_precision
+from reprolib.losses.distance import computing_dtype, full_precision, root
 from reprolib.losses.margins import Margin
 
-# A chunk of logits takes at most this, or an eighth of the weights if that is more: with fewer rows than that the
+# A chunk of logits takes at most this, or a quarter of the weights if that is more: with fewer rows than that the
 # matrix products would wait for the weights to come from memory.
 CHUNK_BYTES = 32 * 2**20
-WEIGHT_SHARE = 8
-# What is done element by element goes through the processor's cache in pieces of this size.
+WEIGHT_SHARE = 4
+# What is done element by element goes through the processor's cache in pieces of this size; on other devices whole.
 CACHE_BYTES = 2**20
+# Above this share of kept elements the dense products are faster than the sparse ones.
+SPARSE_SHARE = 0.03
 
 
 class Form(NamedTuple):
-    """What the logits are made of, besides tensors that carry a gradient; see the module's first paragraph."""
+    """What the logits are made of, besides tensors that carry a gradient; see the module's first paragraph.
+
+    ``drop``: gradient entries p_ij < drop of other classes are left out; see :func:`value_and_gradients`.
+    """
 
     margin: Margin
     strength: Tensor
@@ -39,16 +51,17 @@ class Form(NamedTuple):
     normalize_weights: bool
     eps: float
     chunk_bytes: int | None = None
+    drop: float = 0.0
 
 
 def norm(tensor: Tensor, eps: float) -> Tensor:
     """Row norms of (N, d) as in NormFace sec. 3.2: ||x|| = sqrt(sum_k x_k^2 + eps)."""
-    return (tensor.square().sum(dim=1) + eps).sqrt()
+    return root(tensor.square().sum(dim=1) + eps)
 
 
 def chunk_rows(count: int, weight: Tensor, chunk_bytes: int | None = None) -> int:
     """Rows of logits made at a time for ``count`` samples: as many as the budget holds, in chunks of equal size."""
-    size = 4 if weight.dtype in (torch.float16, torch.bfloat16) else weight.element_size()
+    size = max(4, weight.element_size())
     if chunk_bytes is None:
         chunk_bytes = max(CHUNK_BYTES, weight.numel() * size // WEIGHT_SHARE)
     fitting = max(1, min(count, chunk_bytes // (size * weight.shape[0])))
@@ -56,21 +69,65 @@ def chunk_rows(count: int, weight: Tensor, chunk_bytes: int | None = None) -> in
     return -(-count // chunks)
 
 
-def _pieces(rows: int, columns: int, size: int) -> Iterator[slice]:
-    step = max(1, CACHE_BYTES // (columns * size))
+def _pieces(rows: int, columns: int, like: Tensor) -> Iterator[slice]:
+    fitting = max(1, CACHE_BYTES // (columns * like.element_size()))
+    step = fitting if like.device.type == "cpu" else rows
     for begin in range(0, rows, step):
         yield slice(begin, min(begin + step, rows))
 
 
-def _wide_blocks(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The weights in at least float32: as they are, or converted a block of classes at a time."""
-    if weight.dtype not in (torch.float16, torch.bfloat16):
+def _wide_blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """The weights in ``dtype``: as they are, or converted a block of classes at a time."""
+    if weight.dtype == dtype:
         yield slice(0, weight.shape[0]), weight
         return
     step = max(1, CHUNK_BYTES // (4 * weight.shape[1]))
     for begin in range(0, weight.shape[0], step):
         block = slice(begin, min(begin + step, weight.shape[0]))
-        yield block, weight[block].float()
+        yield block, weight[block].to(dtype)
+
+
+def _needs_no_shift(scale: Tensor, count: int, num_classes: int, form: Form, shifted: bool) -> bool:
+    """Whether e^z, its sum over the classes and e^-z / N all stay within the type's range, as |z| <= s."""
+    if shifted or scale.device.type != "cpu" or not (form.normalize_features and form.normalize_weights):
+        return False
+    return abs(float(scale)) + math.log(num_classes * count) < math.log(torch.finfo(scale.dtype).max) - 2.0
+
+
+class _Kept(NamedTuple):
+    """The elements of a chunk that are not dropped: row by row, their columns and values."""
+
+    per_row: list[Tensor]
+    columns: list[Tensor]
+    values: list[Tensor]
+
+    def add(self, z: Tensor, least: Tensor) -> int:
+        """Keep the elements of ``z`` (n, C) that reach ``least`` (n,); return how many."""
+        flat = (z >= least[:, None]).view(-1).nonzero().squeeze(1)
+        row = flat.div(z.shape[1], rounding_mode="floor")
+        self.per_row.append(torch.bincount(row, minlength=z.shape[0]))
+        self.columns.append(flat - row * z.shape[1])
+        self.values.append(z.view(-1)[flat])
+        return len(flat)
+
+    def products(self, w: Tensor, inverse: Tensor | None, xs: Tensor, grad_w: Tensor | None) -> Tensor:
+        """q W (n, d) of the kept q, and q^T xs added to ``grad_w``, both in the order of the elements."""
+        counts, columns, values = torch.cat(self.per_row), torch.cat(self.columns), torch.cat(self.values)
+        if inverse is not None:
+            values = values * inverse[columns]
+        on_x = _weighted_sums(w, columns, values, counts)
+        if grad_w is not None:
+            order = columns.argsort(stable=True)
+            touched, counts_w = columns[order].unique_consecutive(return_counts=True)
+            rows = torch.repeat_interleave(torch.arange(len(xs)), counts)[order]
+            grad_w.index_add_(0, touched, _weighted_sums(xs, rows, values[order], counts_w))
+        return on_x
+
+
+def _weighted_sums(table: Tensor, index: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+    """sum_k weights_k table[index_k] over runs of ``counts`` elements, (len(counts), d)."""
+    starts = counts.cumsum(0) - counts
+    return torch.nn.functional.embedding_bag(index, table, starts, mode="sum", per_sample_weights=weights)
 
 
 def value_and_gradients(
@@ -86,15 +143,23 @@ def value_and_gradients(
     """Mean loss, and its gradients in features, weight, bias and scale (None where ``needs`` is False).
 
     features (N, d), weight (C, d), bias (C,) or None, scale (), labels (N,) int64. ``correction`` (C,) is added to
-    the logits of all classes but the sample's own (a sampler's log weights); it may hold -inf.
+    the logits of all classes but the sample's own (a sampler's log weights); it may hold -inf. Value and gradients are
+    in the computing precision.
+
+    With ``form.drop`` = t > 0, entries p_ij < t (j != y) are left out of the gradients where that leaves at most 3 %
+    of a chunk. What is left out of row i sums to delta_i <= min(C t, 1 - p_iy), and as dL/dz_ij = p_ij / N, the
+    gradient in x_i is off by at most delta_i R_i max_j C_j / (N r_i), that in W_j by sum_i R_i C_j t / (N ||W_j||).
     """
     need_x, need_w, need_b, need_s = needs
-    x_all = at_least_float32(features)
-    count, (num_classes, dim), size = x_all.shape[0], weight.shape, x_all.element_size()
-    pieces_w = list(_pieces(num_classes, dim, size))
+    dtype = computing_dtype(features, weight)
+    x_all, scale = features.to(dtype), scale.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    count, (num_classes, dim) = x_all.shape[0], weight.shape
+    pieces_w = list(_pieces(num_classes, dim, x_all))
     r_w = x_all.new_empty(num_classes)
     for part in pieces_w:
-        r_w[part] = norm(at_least_float32(weight[part]), form.eps)
+        r_w[part] = norm(weight[part].to(dtype), form.eps)
+    inverse = r_w.reciprocal() if form.normalize_weights else None
     grad_x = torch.empty_like(x_all) if any(needs) else None
     grad_w = x_all.new_empty(num_classes, dim) if need_w else None
     grad_b = x_all.new_zeros(num_classes) if need_b else None
@@ -104,91 +169,126 @@ def value_and_gradients(
     each = x_all.new_empty(count)
     rows = chunk_rows(count, weight, form.chunk_bytes)
     buffer = x_all.new_empty(rows, num_classes)
+    no_shift = _needs_no_shift(scale, count, num_classes, form, bias is not None or correction is not None)
+    smallest, lowest = torch.finfo(dtype).tiny, torch.finfo(dtype).min
+    # the sparse products take the weights as they are, and a bias needs the column sums of all elements
+    sparse = form.drop > 0.0 and x_all.device.type == "cpu" and weight.dtype == dtype and bias is None
+    begun = False
     for begin in range(0, count, rows):
         x, y = x_all[begin : begin + rows], labels[begin : begin + rows]
         r_x = norm(x, form.eps)
         index = torch.arange(x.shape[0], device=x.device)
-        z = buffer[: x.shape[0]]
-        for block, w in _wide_blocks(weight):
-            torch.mm(x, w.t(), out=z[:, block])
-        cosine = (z[index, y] / (r_x * r_w[y])).clamp(-1.0, 1.0)
-        phi, slope = form.margin.value_and_slope(cosine, form.strength)
-        row = scale / r_x if form.normalize_features else torch.ones_like(r_x)
         big_r = scale.expand_as(r_x) if form.normalize_features else r_x
-        big_c = torch.ones_like(r_x) if form.normalize_weights else r_w[y]
-        g_y = torch.empty_like(r_x)
-        for part in _pieces(x.shape[0], num_classes, size):
-            z_part, y_part, index_part = z[part], y[part], index[: part.stop - part.start]
-            # z_ij = R_i C_j cos(theta_ij): norms and scale fold into the product of the two matrices
-            if form.normalize_features:
-                z_part.mul_(row[part, None])
-            if form.normalize_weights:
-                z_part.div_(r_w)
-            if not form.margin.is_identity:
-                # z_iy = R_i C_y phi(theta_y)
-                z_part[index_part, y_part] = (big_r * big_c * phi)[part]
+        # R_i / r_i folds into the features before the product
+        row = (scale / r_x)[:, None] if form.normalize_features else None
+        xs = x if row is None else x * row
+        z = buffer[: x.shape[0]]
+        for block, w in _wide_blocks(weight, dtype):
+            torch.mm(xs, w.t(), out=z[:, block])
+        length = r_w[y]
+        big_c = torch.ones_like(r_x) if form.normalize_weights else length
+        cosine = (z[index, y] / (big_r * length)).clamp(-1.0, 1.0)
+        phi, slope = form.margin.value_and_slope(cosine, form.strength)
+        # z_iy = R_i C_y phi(theta_y) + b_y
+        own = big_r * big_c * phi
+        if bias is not None:
+            own = own + bias[y]
+        total, above = torch.empty_like(r_x), torch.empty_like(r_x)
+        kept, found = _Kept([], [], []), 0
+        for part in _pieces(x.shape[0], num_classes, x_all):
+            e = z[part]
+            # z_ij = R_i C_j cos(theta_ij) + b_j
+            if inverse is not None:
+                e.mul_(inverse)
             if bias is not None:
-                z_part.add_(at_least_float32(bias))
-            own = z_part[index_part, y_part]
+                e.add_(bias)
             if correction is not None:
-                z_part.add_(correction)
-                z_part[index_part, y_part] = own
-            log_sum = z_part.logsumexp(dim=1)
-            each[begin + part.start : begin + part.stop] = log_sum - own
+                e.add_(correction)
+            e[index[: e.shape[0]], y[part]] = -math.inf
+            if no_shift:
+                sums = e.exp_().sum(dim=1)
+                others = sums.log()
+            else:
+                top = e.amax(dim=1).clamp_min_(lowest)
+                sums = e.sub_(top[:, None]).exp_().sum(dim=1)
+                others = top + sums.log()
+            total[part], above[part] = sums, others - own[part]
             if grad_x is None:
                 continue
-            # g_ij = dL/dz_ij = (p_ij - [j = y_i]) / N
-            g = z_part.sub_(log_sum[:, None]).exp_().div_(count)
-            g[index_part, y_part] -= 1.0 / count
-            g_y[part] = g[index_part, y_part]
-            if grad_b is not None:
-                grad_b += g.sum(dim=0)
-            # q_ij = dL/dP_ij with P = x W^T at fixed norms; the target carries the slope d phi / d cos
-            if form.normalize_features:
-                g.mul_(row[part, None])
-            if form.normalize_weights:
-                g.div_(r_w)
+            if sparse:
+                # p_ij >= t  <=>  e_ij >= t sum e / (1 - p_iy)
+                found += kept.add(e, (form.drop * sums / torch.sigmoid(above[part])).clamp_min_(smallest))
+            elif inverse is not None and grad_b is None:
+                e.mul_(inverse)
+        # L_i = log(1 + e^{others - z_y}); torch's softplus turns linear at 20
+        each[begin : begin + rows] = -torch.nn.functional.logsigmoid(-above)
         if grad_x is None:
             continue
-        q = z
-        if not form.margin.is_identity:
-            q[index, y] = g_y * big_r * big_c * slope / (r_x * r_w[y])
+        miss = torch.sigmoid(above)
+        # dL/dz_iy = -(1 - p_iy) / N; dL/dz_ij = a_i e_ij
+        g_y, a = -miss / count, (miss / (total.clamp_min(smallest) * count))[:, None]
+        # dz_iy / dP_iy with P = (R / r) x W^T at fixed norms, in units of a_i
+        q_y = -total * slope * big_c / length
+        if sparse and found > SPARSE_SHARE * z.numel():
+            sparse = False
+            if inverse is not None:
+                z.mul_(inverse)
         gx = grad_x[begin : begin + rows]
-        for block, w in _wide_blocks(weight):
-            torch.addmm(gx, q[:, block], w, beta=float(block.start > 0), out=gx)
+        if sparse:
+            if grad_w is not None and not begun:
+                grad_w.zero_()
+            gx.copy_(kept.products(weight, inverse, xs * a, grad_w))
+            gx.addcmul_(q_y[:, None], weight[y])
+            if grad_w is not None:
+                grad_w.index_add_(0, y, xs * a * q_y[:, None])
+        else:
+            if grad_b is not None:
+                z[index, y] = -total
+                grad_b.addmv_(z.t(), a[:, 0])
+                if inverse is not None:
+                    z.mul_(inverse)
+            z[index, y] = q_y
+            for block, w in _wide_blocks(weight, dtype):
+                torch.addmm(gx, z[:, block], w, beta=float(block.start > 0), out=gx)
+            if grad_w is not None:
+                torch.addmm(grad_w, z.t(), xs * a, beta=float(begun), out=grad_w)
+        begun = True
+        gx.mul_(a if row is None else a * row)
         along = (gx * x).sum(dim=1)
+        # what a change of R or C does to the target: phi, where the change of P counts slope cos
+        free = g_y * (phi - slope * cosine)
         if need_s:
-            # dL/ds = sum_ij g_ij z_ij / s; the target's q carries slope cos in place of phi
-            grad_s += (along + g_y * big_r * big_c * (phi - slope * cosine)).sum() / scale
-        if grad_w is not None:
-            torch.addmm(grad_w, q.t(), x, beta=float(begin > 0), out=grad_w)
-            if not form.normalize_weights and not form.margin.is_identity:
-                free_w.index_add_(0, y, g_y * big_r * (phi - slope * cosine) / r_w[y])
+            # dL/ds = sum_ij g_ij z_ij / s
+            grad_s += (along + free * big_r * big_c).sum() / scale
+        if grad_w is not None and not form.normalize_weights and not form.margin.is_identity:
+            free_w.index_add_(0, y, free * big_r / length)
         if form.normalize_features:
             # projection on the tangent space: x carries no radial gradient (NormFace eq. 4)
             gx.sub_(x * (along / r_x.square())[:, None])
         elif not form.margin.is_identity:
-            # free ||x||: the radial part changes from slope cos to phi
-            gx.add_(x * (g_y * big_c * (phi - slope * cosine) / r_x)[:, None])
+            gx.add_(x * (free * big_c / r_x)[:, None])
     if grad_w is not None:
         for part in pieces_w:
-            g, w = grad_w[part], at_least_float32(weight[part])
+            g, w = grad_w[part], weight[part].to(dtype)
             if form.normalize_weights:
                 g.sub_(w * ((g * w).sum(dim=1) / r_w[part].square())[:, None])
             elif not form.margin.is_identity:
                 g.add_(w * free_w[part, None])
-    gradients = [
-        grad_x.to(features.dtype) if need_x else None,
-        grad_w.to(weight.dtype) if need_w else None,
-        grad_b.to(bias.dtype) if need_b else None,
-        grad_s.to(scale.dtype) if need_s else None,
-    ]
-    return each.sum() / count, gradients
+    return each.sum() / count, [grad_x if need_x else None, grad_w, grad_b, grad_s if need_s else None]
 
 
 class _FusedMarginSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features, weight, bias, scale, labels, correction, form):
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: Tensor,
+        labels: Tensor,
+        correction: Tensor | None,
+        form: Form,
+    ) -> Tensor:
         # the warm-up changes its buffers in place; a second backward pass needs what this forward pass saw
         scale, form = scale.clone(), form._replace(strength=form.strength.clone())
         needs = tuple(ctx.needs_input_grad[:4])
@@ -200,20 +300,26 @@ class _FusedMarginSoftmax(torch.autograd.Function):
         return value
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the fused head has no second derivative (backward with create_graph=True); "
+                "use implementation='reference'"
+            )
         # Nothing else holds the gradients once they are returned, so autograd takes the weights' as it is.
         gradients, ctx.gradients = ctx.gradients, None
+        inputs = ctx.saved_tensors
         if gradients is None:
-            inputs = ctx.saved_tensors
             with full_precision(inputs[0]):
                 _, gradients = value_and_gradients(*inputs, ctx.form, tuple(ctx.needs_input_grad[:4]))
         # on the CPU it costs nothing to see that the factor is 1; on a GPU it costs less to multiply
-        if grad_output.device.type != "cpu" or grad_output.item() != 1.0:
-            for gradient in gradients:
-                if gradient is not None:
-                    gradient.mul_(grad_output.to(gradient.dtype))
-        return (*gradients, None, None, None)
+        one = grad_output.device.type == "cpu" and grad_output.item() == 1.0
+        # multiplied in the computing precision, then rounded: a loss scale may exceed the range of half precision
+        handed = [
+            None if gradient is None else (gradient if one else gradient.mul_(grad_output)).to(tensor.dtype)
+            for gradient, tensor in zip(gradients, inputs, strict=False)
+        ]
+        return (*handed, None, None, None)
 
 
 def fused_margin_softmax(

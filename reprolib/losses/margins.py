@@ -12,30 +12,35 @@ annealed logit ``(lambda cos + psi) / (1 + lambda)`` with ``t = 1 / (1 + lambda)
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
+from reprolib._checks import check_choice, check_number
+from reprolib.losses.distance import at_least_float32, root, widened
+
+# the last numbers inside the half-open ranges [0, 2), [0, pi), and the first outside (0, 10]
+BELOW_2, BELOW_PI, ABOVE_10 = math.nextafter(2.0, 0.0), math.nextafter(math.pi, 0.0), math.nextafter(10.0, 11.0)
 GUARDS = ("none", "hard", "easy", "clamp", "mirror")
 
 
 def safe_cosine(cosine: Tensor) -> Tensor:
     """The cosine in at least float32, clamped to [-1, 1] (rounding may exceed it by an ulp)."""
-    wide = cosine.float() if cosine.dtype in (torch.float16, torch.bfloat16) else cosine
-    return wide.clamp(-1.0, 1.0)
+    return at_least_float32(cosine).clamp(-1.0, 1.0)
 
 
 def exact_sine(cosine: Tensor) -> Tensor:
     """sin(theta) = sqrt((1 - cos)(1 + cos)), exactly 0 at cos = +-1, with a finite (zero) derivative there."""
     square = ((1.0 - cosine) * (1.0 + cosine)).clamp_min(0.0)
-    return torch.where(square > 0, square.clamp_min(torch.finfo(cosine.dtype).tiny).sqrt(), square)
+    return torch.where(square > 0, root(square.clamp_min(torch.finfo(cosine.dtype).tiny)), square)
 
 
 def safe_sine(cosine: Tensor) -> Tensor:
     """sin(theta) = sqrt(1 - cos^2), kept >= sqrt(machine epsilon) so that a slope 1/sin(theta) stays finite."""
     # (1 - c)(1 + c) loses no digits near |c| = 1, where 1 - c^2 would.
     square = (1.0 - cosine) * (1.0 + cosine)
-    return square.clamp_min(torch.finfo(cosine.dtype).eps).sqrt()
+    return root(square.clamp_min(torch.finfo(cosine.dtype).eps))
 
 
 class Margin:
@@ -76,9 +81,9 @@ class MultiplicativeAngular(Margin):
     """
 
     def __init__(self, m: int) -> None:
-        if isinstance(m, bool) or not isinstance(m, int) or not 1 <= m <= 10:
+        if isinstance(m, bool) or not isinstance(m, Integral) or not 1 <= m <= 10:
             raise ValueError(f"the angular multiplier m must be an integer from 1 to 10, got {m!r}")
-        self.m = m
+        self.m = int(m)
 
     def _value_and_slope(self, cosine: Tensor, strength: float | Tensor) -> tuple[Tensor, Tensor]:
         # T_0 = 1, T_1 = c, T_{n+1} = 2c T_n - T_{n-1};  U_0 = 1, U_1 = 2c, same recurrence
@@ -106,8 +111,7 @@ class AdditiveCosine(Margin):
     """
 
     def __init__(self, m: float) -> None:
-        if not 0.0 <= m < 2.0:
-            raise ValueError(f"the cosine margin m must be in [0, 2), got {m!r}")
+        check_number(m, "the cosine margin m", high=BELOW_2, closed=True)
         self.m = float(m)
 
     def _value_and_slope(self, cosine: Tensor, strength: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -127,29 +131,27 @@ class AdditiveAngular(Margin):
     """
 
     def __init__(self, m: float, guard: str = "none") -> None:
-        if not 0.0 <= m < math.pi:
-            raise ValueError(f"the angular margin m must be in [0, pi) radians, got {m!r}")
-        if guard not in GUARDS:
-            raise ValueError(f"unknown guard {guard!r}; allowed are {', '.join(GUARDS)}")
+        check_number(m, "the angular margin m (radians)", high=BELOW_PI, closed=True)
+        check_choice(guard, "guard", GUARDS)
         self.m = float(m)
         self.guard = guard
 
     def _value_and_slope(self, cosine: Tensor, strength: float | Tensor) -> tuple[Tensor, Tensor]:
         m = torch.as_tensor(strength * self.m, dtype=cosine.dtype, device=cosine.device)
-        sine = safe_sine(cosine)
+        cos_m, sin_m = widened(m).cos().to(m.dtype), widened(m).sin().to(m.dtype)
         # cos(theta + m) = cos(theta) cos(m) - sin(theta) sin(m)
-        value = cosine * m.cos() - exact_sine(cosine) * m.sin()
+        value = cosine * cos_m - exact_sine(cosine) * sin_m
         # d cos(theta + m) / d cos(theta) = cos(m) + sin(m) cos(theta) / sin(theta)
-        slope = m.cos() + m.sin() * cosine / sine
+        slope = cos_m + sin_m * cosine / safe_sine(cosine)
         if self.guard == "none":
             return value, slope
         one = torch.ones_like(cosine)
         if self.guard == "easy":
             return torch.where(cosine > 0, value, cosine), torch.where(cosine > 0, slope, one)
         # theta <= pi - m  <=>  cos(theta) >= -cos(m)
-        inside = cosine >= -m.cos()
+        inside = cosine >= -cos_m
         if self.guard == "hard":
-            return torch.where(inside, value, cosine - m * m.sin()), torch.where(inside, slope, one)
+            return torch.where(inside, value, cosine - m * sin_m), torch.where(inside, slope, one)
         if self.guard == "clamp":
             return torch.where(inside, value, -one), torch.where(inside, slope, torch.zeros_like(cosine))
         return torch.where(inside, value, -2.0 - value), torch.where(inside, slope, -slope)
@@ -167,21 +169,18 @@ class CombinedAngular(Margin):
     """
 
     def __init__(self, m1: float = 1.0, m2: float = 0.0, m3: float = 0.0) -> None:
-        if not 0.0 < m1 <= 10.0:
-            raise ValueError(f"the angular multiplier m1 must be in (0, 10], got {m1!r}")
-        if not 0.0 <= m2 < math.pi:
-            raise ValueError(f"the angular margin m2 must be in [0, pi) radians, got {m2!r}")
-        if not 0.0 <= m3 < 2.0:
-            raise ValueError(f"the cosine margin m3 must be in [0, 2), got {m3!r}")
+        check_number(m1, "the angular multiplier m1", high=ABOVE_10)
+        check_number(m2, "the angular margin m2 (radians)", high=BELOW_PI, closed=True)
+        check_number(m3, "the cosine margin m3", high=BELOW_2, closed=True)
         self.m1, self.m2, self.m3 = float(m1), float(m2), float(m3)
 
     def _value_and_slope(self, cosine: Tensor, strength: float | Tensor) -> tuple[Tensor, Tensor]:
         m1 = 1.0 + strength * (self.m1 - 1.0)
         # arccos(c) as atan2(sin, cos): accurate at both ends
-        value = (m1 * torch.atan2(exact_sine(cosine), cosine) + strength * self.m2).cos() - strength * self.m3
-        sine = safe_sine(cosine)
-        slope = m1 * (m1 * torch.atan2(sine, cosine) + strength * self.m2).sin() / sine
-        return value, slope
+        wide, sine = widened(cosine), safe_sine(cosine)
+        value = (m1 * torch.atan2(widened(exact_sine(cosine)), wide) + strength * self.m2).cos() - strength * self.m3
+        slope = m1 * (m1 * torch.atan2(widened(sine), wide) + strength * self.m2).sin() / sine
+        return value.to(cosine.dtype), slope.to(cosine.dtype)
 
 
 class StraightThrough(Margin):
