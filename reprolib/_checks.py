@@ -7,7 +7,7 @@ every room; imports none.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -147,22 +147,20 @@ def check_features(features: Tensor, name: str = "features", columns: int | None
         raise ValueError(f"{name} must have shape (N, d) with N, d >= 1, got {tuple(features.shape)}")
     if columns is not None and features.shape[1] != columns:
         raise ValueError(f"{name} must have {columns} columns, got shape {tuple(features.shape)}")
-    if not torch.isfinite(features).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    require(torch.isfinite(features).all(), lambda: f"{name} must be finite, got NaN or infinity")
 
 
 def check_labels(labels: Tensor, rows: int, num_classes: int | None = None) -> None:
     """Raise unless `labels` is an int64 tensor (rows,); in 0 .. num_classes - 1 when that is given."""
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        kind = labels.dtype if isinstance(labels, Tensor) else f"{type(labels).__module__}.{type(labels).__name__}"
         raise TypeError(f"labels must be an int64 tensor of shape (N,), got {kind}")
     if labels.shape != (rows,):
         raise ValueError(f"labels must have shape ({rows},), one per feature, got {tuple(labels.shape)}")
     if num_classes is None:
         return
     outside = (labels < 0) | (labels >= num_classes)
-    if outside.any():
-        raise ValueError(f"labels must lie in 0 .. {num_classes - 1}, got {int(labels[outside][0])}")
+    require(~outside.any(), lambda: f"labels must lie in 0 .. {num_classes - 1}, got {int(labels[outside][0])}")
 
 
 def check_number(value: float, name: str, low: float = 0.0, high: float = math.inf, closed: bool = False) -> None:
@@ -187,3 +185,14 @@ def check_choice(value: str, name: str, allowed: tuple[str, ...]) -> None:
     """Raise ValueError unless `value` is one of the `allowed` names."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def require(holds: Tensor, sentence: Callable[[], str]) -> None:
+    """Raise ValueError with ``sentence()`` unless the bool tensor ``holds`` () is True.
+
+    On the CPU now. On another device the host does not wait: the device asserts it, and an error comes at a later call.
+    """
+    if holds.device.type != "cpu":
+        torch._assert_async(holds, "features must be finite, labels in range and the scale positive")
+    elif not holds:
+        raise ValueError(sentence())

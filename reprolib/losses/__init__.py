@@ -42,7 +42,7 @@ from reprolib.losses.mining import (
     semi_hard_triplets,
 )
 from reprolib.losses.sampled import PartialFC, SampledSoftmax
-from reprolib.losses.schedules import AnnealedLambda, LinearRamp
+from reprolib.losses.schedules import AnnealedLambda
 
 __all__ = [
     "ASoftmax",
@@ -59,7 +59,6 @@ __all__ = [
     "JointLoss",
     "L2Softmax",
     "LSoftmax",
-    "LinearRamp",
     "Margin",
     "MarginSoftmax",
     "MultiplicativeAngular",

@@ -11,9 +11,10 @@ centres diverge.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from reprolib._checks import check_choice, check_count, check_features, check_labels, check_number
 from reprolib.losses.distance import at_least_float32
@@ -21,7 +22,7 @@ from reprolib.losses.distance import at_least_float32
 CENTER_UPDATES = ("paper", "caffe", "autograd", "scatter")
 
 
-def _denominator(count: Tensor | float, batch_size: int, update: str) -> Tensor | float:
+def _denominator(count: Any, batch_size: Any, update: str) -> Any:
     """q_j in the step Delta c_j = sum_{i: y_i = j} (c_j - x_i) / q_j, for n_j = `count`."""
     if update == "autograd":
         return count * 0 + batch_size / 2
@@ -38,7 +39,7 @@ def center_step(count: int, batch_size: int, alpha: float, update: str = "paper"
     check_count(count, "count", low=0)
     check_count(batch_size, "batch_size", low=max(1, count))
     check_number(alpha, "alpha", high=1.0, closed=True)
-    return alpha * count / _denominator(float(count), batch_size, update)
+    return float(alpha * count / _denominator(float(count), batch_size, update))
 
 
 class CenterLoss(nn.Module):
@@ -63,9 +64,14 @@ class CenterLoss(nn.Module):
                 popular PyTorch version
     "scatter"   c_j <- c_j - alpha sum (c_j - x_i): the popular TensorFlow version (its `alfa` is 1 - alpha);
                 repeated labels add up, and for n_j alpha > 2 it diverges
+
+    Where `torch.distributed` is initialised the sums, counts and batch sizes of all processes are added before the
+    step, which is then that of the whole batch on every process; all of them must make it. The loss itself, like any
+    other, is that of the process's own samples. DistributedDataParallel's broadcast of buffers then changes nothing.
     """
 
     centers: Tensor
+    velocity: Tensor
 
     def __init__(
         self,
@@ -125,11 +131,16 @@ class CenterLoss(nn.Module):
 
     @torch.no_grad()
     def _move(self, features: Tensor, labels: Tensor) -> None:
-        # sum_{i: y_i = j} (c_j - x_i) and n_j
-        pull = torch.zeros_like(self.centers)
-        pull.index_add_(0, labels, self.centers[labels] - features.to(self.centers.dtype))
-        count = torch.bincount(labels, minlength=self.num_classes).to(self.centers.dtype).unsqueeze(1)
-        step = self.alpha * (pull / _denominator(count, len(features), self.update))
+        # sum_{i: y_i = j} (c_j - x_i) | n_j, and in the last row the batch size
+        sums = self.centers.new_zeros(self.num_classes + 1, self.in_features + 1)
+        pull = self.centers[labels] - features.to(self.centers.dtype)
+        sums[:, :-1].index_add_(0, labels, pull)
+        sums[:, -1].index_add_(0, labels, torch.ones_like(pull[:, 0]))
+        sums[-1, -1] += len(features)
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(sums)
+        count, batch_size = sums[:-1, -1:], sums[-1, -1]
+        step = self.alpha * (sums[:-1, :-1] / _denominator(count, batch_size, self.update))
         if self.update == "caffe":
             self.velocity.mul_(self.momentum).add_(step + self.alpha * self.weight_decay * self.centers)
             step = self.velocity
@@ -147,7 +158,8 @@ class JointLoss(nn.Module):
 
     `head` is a classification loss with `.logits` and `.weight`; `auxiliary(features, labels)` -> scalar is a
     module (as `CenterLoss`) or a function; `weight_auxiliary` is lambda >= 0. Both are evaluated on the same
-    batch and must be reduced alike (both means or both sums).
+    batch and must be reduced alike (both means or both sums). The head's warm-up (`set_warmup`, `scale`,
+    `normalize_features`, `plain_loss`) is the joint loss's own; TypeError for a head that has none.
     """
 
     def __init__(self, head: nn.Module, auxiliary: Callable[[Tensor, Tensor], Tensor], weight_auxiliary: float) -> None:
@@ -159,6 +171,30 @@ class JointLoss(nn.Module):
     def weight(self) -> Tensor:
         """The head's class weights (num_classes, in_features)."""
         return self.head.weight
+
+    @property
+    def scale(self) -> Tensor:
+        """The head's scale."""
+        return self._of_head("scale")
+
+    @property
+    def normalize_features(self) -> bool:
+        """Whether the head's scale replaces the feature norms."""
+        return self._of_head("normalize_features")
+
+    def _of_head(self, name: str) -> Any:
+        if not hasattr(self.head, name):
+            raise TypeError(f"the head must have {name!r} for a warm-up, got {type(self.head).__name__}, which has not")
+        return getattr(self.head, name)
+
+    def set_warmup(self, *, scale: float | None = None, strength: float | None = None) -> None:
+        """The head's scale and the strength of its margin, as `MarginSoftmax.set_warmup`."""
+        self._of_head("set_warmup")(scale=scale, strength=strength)
+
+    def plain_loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        """L_S without normalisation and margin, + lambda L_A: the warm-up."""
+        plain = self._of_head("plain_loss")(features, labels)
+        return plain + self.weight_auxiliary * self.auxiliary(features, labels)
 
     def logits(self, features: Tensor) -> Tensor:
         """The head's scores (N, C)."""

@@ -10,6 +10,7 @@ pass, a chunk of rows at a time, so that the N x C matrix of logits never exists
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reprolib.losses.distance import at_least_float32, full_precision
+from reprolib._checks import check_choice, check_count, check_features, check_labels, check_number, require
+from reprolib.losses.distance import computing_dtype, full_precision
 from reprolib.losses.fused import CHUNK_BYTES, Form, fused_margin_softmax, norm
 from reprolib.losses.margins import (
     AdditiveAngular,
@@ -43,29 +45,63 @@ __all__ = [
     "MarginSoftmax",
     "NormFace",
     "Softmax",
-    "check_batch",
 ]
 
 IMPLEMENTATIONS = ("fused", "reference")
+BELOW_1 = math.nextafter(1.0, 0.0)
+
+
+# the options that every loss of the family takes besides its own hyper-parameters
+COMMON = ("bias", "eps", "annealing", "implementation", "chunk_bytes", "drop", "sampler", "sparse_grad", "generator")
 
 
 def check_batch(features: Tensor, labels: Tensor, in_features: int, num_classes: int) -> None:
     """Raise one clear error unless features are finite (N, in_features) and labels int64 (N,) in range, N >= 1."""
-    if features.ndim != 2 or features.shape[1] != in_features:
-        raise ValueError(f"features must have shape (N, {in_features}), got {tuple(features.shape)}")
-    if not features.is_floating_point():
-        raise TypeError(f"features must be floating point, got {features.dtype}")
-    if labels.dtype != torch.int64:
-        raise TypeError(f"labels must be int64, got {labels.dtype}")
-    if labels.shape != features.shape[:1]:
-        raise ValueError(f"labels must have shape ({features.shape[0]},), got {tuple(labels.shape)}")
-    if features.shape[0] == 0:
-        raise ValueError("the batch is empty; at least one sample is needed")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise ValueError(f"labels must be in [0, {num_classes - 1}], got {low if low < 0 else high}")
-    if not bool(torch.isfinite(features).all()):
-        raise ValueError("features hold NaN or infinity; finite values are needed")
+    check_features(features, columns=in_features)
+    check_labels(labels, len(features), num_classes)
+
+
+def _check_options(loss: type, options: dict[str, Any], more: tuple[str, ...] = ()) -> dict[str, Any]:
+    """``options`` if ``loss`` has them all: those of :data:`COMMON` and ``more``."""
+    named = inspect.signature(loss.__init__).parameters.values()
+    own = [p.name for p in named if p.kind is p.KEYWORD_ONLY]
+    for name in options:
+        if name not in (*COMMON, *more):
+            have = ", ".join(dict.fromkeys((*own, *more, *COMMON)))
+            raise TypeError(f"{loss.__name__} has no hyper-parameter {name!r}; it has {have}")
+    return options
+
+
+def _either(name: str, value: Any, letter: str, alias: Any, default: Any) -> Any:
+    """The value of a hyper-parameter that may be given by its name or by its paper's letter, but not by both."""
+    if value is not None and alias is not None:
+        raise TypeError(f"{name} and {letter} are the same hyper-parameter; got both, {value!r} and {alias!r}")
+    if value is None:
+        value = alias
+    return default if value is None else value
+
+
+def _check_scale(scale: float, dtype: torch.dtype) -> None:
+    """Raise unless ``scale`` is positive and finite as a number of ``dtype``."""
+    check_number(scale, "scale", high=torch.finfo(dtype).max)
+    if scale < torch.finfo(dtype).tiny:
+        raise ValueError(f"scale must be at least {torch.finfo(dtype).tiny:g}, got {scale!r}")
+
+
+def _widest(features: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Features, weights and bias in the type that the head computes in."""
+    dtype = computing_dtype(features, weight)
+    return features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def own_class_loss(z: Tensor, labels: Tensor) -> Tensor:
+    """Mean of log(1 + e^{others - z_y}) over logits (N, C), others = log sum_{j != y} e^{z_j}: exact for easy samples.
+
+    The same number as cross-entropy, whose log_sum - z_y cancels where p_y is near 1.
+    """
+    own = nn.functional.one_hot(labels, z.shape[1]).bool()
+    others = z.masked_fill(own, -math.inf).logsumexp(dim=1)
+    return -nn.functional.logsigmoid(z.gather(1, labels[:, None]).squeeze(1) - others).mean()
 
 
 class MarginSoftmax(nn.Module):
@@ -83,7 +119,9 @@ class MarginSoftmax(nn.Module):
         eps: added to the sum of squares under the square root of every norm (NormFace sec. 3.2).
         annealing: lambda of the L- and A-Softmax papers; each training step sets strength = 1 / (1 + lambda).
         implementation: ``fused`` (closed-form gradient) or ``reference`` (plain operations under autograd).
-        chunk_bytes: memory for logits; if None, :data:`reprolib.losses.fused.CHUNK_BYTES` or an eighth of the weights.
+        chunk_bytes: memory for logits; if None, :data:`reprolib.losses.fused.CHUNK_BYTES` or a quarter of the weights.
+        drop: 0 is exact; t in (0, 1) leaves gradient entries p_ij < t of other classes out where few remain, on a CPU
+            (error bound: :func:`reprolib.losses.fused.value_and_gradients`; 2^-24 is the rounding of float32's 1).
         sampler: in training mode only the classes that it draws enter the loss (:mod:`reprolib.losses.sampled`).
         sparse_grad: with a sampler, the gradient of ``weight`` is a sparse tensor that holds the drawn rows alone.
         generator: source of the initial weights; the global one if None.
@@ -113,23 +151,24 @@ class MarginSoftmax(nn.Module):
         annealing: AnnealedLambda | None = None,
         implementation: str = "fused",
         chunk_bytes: int | None = None,
+        drop: float = 0.0,
         sampler: ClassSampler | None = None,
         sparse_grad: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if in_features < 1 or num_classes < 2:
-            raise ValueError(f"need in_features >= 1 and num_classes >= 2, got {in_features} and {num_classes}")
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"the scale must be a positive finite number, got {scale!r}")
-        if not (math.isfinite(eps) and eps >= 0):
-            raise ValueError(f"eps must be a finite number >= 0, got {eps!r}")
+        check_count(in_features, "in_features")
+        check_count(num_classes, "num_classes", low=2)
+        _check_scale(scale, torch.get_default_dtype())
+        check_number(eps, "eps", closed=True)
+        check_number(drop, "drop", high=BELOW_1, closed=True)
+        check_choice(implementation, "implementation", IMPLEMENTATIONS)
+        if margin is not None and not isinstance(margin, Margin):
+            raise TypeError(f"margin must be a Margin, got {margin!r}")
         if learn_scale and not normalize_features:
             raise ValueError("a learned scale needs normalised features; without them the feature norm is the scale")
-        if implementation not in IMPLEMENTATIONS:
-            raise ValueError(f"unknown implementation {implementation!r}; allowed are {', '.join(IMPLEMENTATIONS)}")
-        if chunk_bytes is not None and chunk_bytes < 1:
-            raise ValueError(f"chunk_bytes must be at least 1, got {chunk_bytes!r}")
+        if chunk_bytes is not None:
+            check_count(chunk_bytes, "chunk_bytes")
         if sampler is not None:
             if not isinstance(sampler, ClassSampler):
                 raise TypeError(f"sampler must be a ClassSampler, got {type(sampler).__name__}")
@@ -140,7 +179,7 @@ class MarginSoftmax(nn.Module):
         self.margin = NoMargin() if margin is None else margin
         self.normalize_features, self.normalize_weights = normalize_features, normalize_weights
         self.eps, self.implementation, self.annealing = float(eps), implementation, annealing
-        self.chunk_bytes, self.sampler, self.sparse_grad = chunk_bytes, sampler, sparse_grad
+        self.chunk_bytes, self.drop, self.sampler, self.sparse_grad = chunk_bytes, float(drop), sampler, sparse_grad
         self.row_hooks: list[Callable[[Tensor | None], None]] = []
         initial = torch.randn(num_classes, in_features, generator=generator) / math.sqrt(in_features)
         self.weight = nn.Parameter(initial)
@@ -154,20 +193,26 @@ class MarginSoftmax(nn.Module):
     def set_warmup(self, *, scale: float | None = None, strength: float | None = None) -> None:
         """Set the current fixed scale and the margin's strength in [0, 1]; both are buffers (in checkpoints)."""
         if strength is not None:
-            if not 0.0 <= strength <= 1.0:
-                raise ValueError(f"the margin's strength must be in [0, 1], got {strength!r}")
-            self.strength.fill_(strength)
+            check_number(strength, "strength", high=1.0, closed=True)
         if scale is not None:
-            if not scale > 0:
-                raise ValueError(f"the scale must be a positive number, got {scale!r}")
+            _check_scale(scale, self.scale.dtype)
             if isinstance(self.scale, nn.Parameter):
                 raise ValueError("the scale of this loss is learned; it cannot be scheduled")
             self.scale.fill_(scale)
+        if strength is not None:
+            self.strength.fill_(strength)
 
     def _current_scale(self) -> Tensor:
-        if self.normalize_features and not bool(self.scale > 0):
-            raise ValueError(f"the scale must be positive, got {float(self.scale.detach())}")
+        if self.normalize_features:
+            require(self.scale > 0, lambda: f"the scale must be positive, got {float(self.scale.detach())}")
         return self.scale
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if self.sampler is None:
+            # what a sampler adds says which classes are drawn next: of no use to a head that draws none
+            for key in [key for key in state_dict if key.startswith(f"{prefix}sampler.")]:
+                del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _before_reading(self, classes: Tensor | None) -> None:
         for hook in self.row_hooks:
@@ -178,7 +223,8 @@ class MarginSoftmax(nn.Module):
         check_batch(features, labels, self.in_features, self.num_classes)
         scale = self._current_scale()
         if self.annealing is not None and self.training:
-            self.set_warmup(strength=1.0 / (1.0 + self.annealing()))
+            # (lambda cos + psi) / (1 + lambda): strength = 1 / (1 + lambda)
+            self.strength.copy_(1.0 / (1.0 + self.annealing()))
         weight, bias, correction, classes = self.weight, self.bias, None, None
         if self.sampler is not None and self.training:
             classes, labels, correction = self.sampler(labels, self.num_classes)
@@ -200,9 +246,8 @@ class MarginSoftmax(nn.Module):
     ) -> Tensor:
         if self.implementation == "reference":
             return self._reference(features, labels, scale, weight, bias, correction)
-        form = Form(
-            self.margin, self.strength, self.normalize_features, self.normalize_weights, self.eps, self.chunk_bytes
-        )
+        normalised = self.normalize_features, self.normalize_weights
+        form = Form(self.margin, self.strength, *normalised, self.eps, self.chunk_bytes, self.drop)
         return fused_margin_softmax(features, weight, bias, scale, labels, form, correction)
 
     def plain_loss(self, features: Tensor, labels: Tensor) -> Tensor:
@@ -210,8 +255,8 @@ class MarginSoftmax(nn.Module):
         check_batch(features, labels, self.in_features, self.num_classes)
         self._before_reading(None)
         with full_precision(features):
-            z = nn.functional.linear(at_least_float32(features), at_least_float32(self.weight), self.bias)
-            return nn.functional.cross_entropy(z, labels)
+            x, w, bias = _widest(features, self.weight, self.bias)
+            return own_class_loss(nn.functional.linear(x, w, bias), labels)
 
     def _reference(
         self,
@@ -222,7 +267,7 @@ class MarginSoftmax(nn.Module):
         bias: Tensor | None,
         correction: Tensor | None,
     ) -> Tensor:
-        x, w = at_least_float32(features), at_least_float32(weight)
+        x, w, bias = _widest(features, weight, bias)
         r_x, r_w = norm(x, self.eps), norm(w, self.eps)
         cosine = (x @ w.t()) / (r_x[:, None] * r_w[None, :])
         target = nn.functional.one_hot(labels, w.shape[0]).bool()
@@ -234,19 +279,18 @@ class MarginSoftmax(nn.Module):
             z = z + bias
         if correction is not None:
             z = torch.where(target, z, z + correction)
-        return nn.functional.cross_entropy(z, labels)
+        return own_class_loss(z, labels)
 
     def logits(self, features: Tensor) -> Tensor:
         """Margin-free logits (N, C), the ones used to predict: R_i C_j cos(theta_ij) + b_j."""
         self._before_reading(None)
         with full_precision(features):
-            x, w = at_least_float32(features), at_least_float32(self.weight)
+            x, w, bias = _widest(features, self.weight, self.bias)
             if self.normalize_features:
                 x = x * (self._current_scale() / norm(x, self.eps))[:, None]
             if self.normalize_weights:
                 w = w / norm(w, self.eps)[:, None]
-            z = x @ w.t()
-            return z if self.bias is None else z + self.bias
+            return nn.functional.linear(x, w, bias)
 
     def extra_repr(self) -> str:
         """What ``repr`` shows between the parentheses."""
@@ -260,30 +304,37 @@ class Softmax(MarginSoftmax):
     """Plain softmax loss z = W x + b (eq. 1 of all papers; notebook 00)."""
 
     def __init__(self, in_features: int, num_classes: int, *, bias: bool = True, **options: Any) -> None:
-        super().__init__(in_features, num_classes, bias=bias, **options)
+        super().__init__(in_features, num_classes, bias=bias, **_check_options(Softmax, options))
 
 
 class L2Softmax(MarginSoftmax):
-    """L2-constrained softmax (Ranjan et al. 2017; notebook 01): ||f(x)|| = alpha, fixed or learned; W and b free."""
+    """L2-constrained softmax (Ranjan et al. 2017; notebook 01): ||f(x)|| = alpha, fixed or learned; W and b free.
+
+    ``scale`` is the paper's alpha, 16 if not given; ``learn_scale`` learns it.
+    """
 
     def __init__(
         self,
         in_features: int,
         num_classes: int,
         *,
-        alpha: float = 16.0,
-        learn_alpha: bool = False,
+        scale: float | None = None,
+        learn_scale: bool | None = None,
+        alpha: float | None = None,
+        learn_alpha: bool | None = None,
         bias: bool = True,
+        normalize_weights: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(
             in_features,
             num_classes,
             normalize_features=True,
-            scale=alpha,
-            learn_scale=learn_alpha,
+            normalize_weights=normalize_weights,
+            scale=_either("scale", scale, "alpha", alpha, 16.0),
+            learn_scale=_either("learn_scale", learn_scale, "learn_alpha", learn_alpha, False),
             bias=bias,
-            **options,
+            **_check_options(L2Softmax, options),
         )
 
 
@@ -306,37 +357,55 @@ class NormFace(MarginSoftmax):
             normalize_weights=True,
             scale=scale,
             learn_scale=learn_scale,
-            **options,
+            **_check_options(NormFace, options),
         )
 
 
 class LSoftmax(MarginSoftmax):
-    """Large-margin softmax z_y = ||W_y|| ||x|| psi(theta_y) (Liu et al. 2016 eq. 4; notebook 03), no bias."""
+    """Large-margin softmax z_y = ||W_y|| ||x|| psi(theta_y) (Liu et al. 2016 eq. 4; notebook 03), no bias.
 
-    def __init__(self, in_features: int, num_classes: int, *, m: int = 4, **options: Any) -> None:
-        super().__init__(in_features, num_classes, margin=MultiplicativeAngular(m), **options)
+    ``margin`` is the paper's integer multiplier m, 4 if not given.
+    """
+
+    def __init__(
+        self, in_features: int, num_classes: int, *, margin: int | None = None, m: int | None = None, **options: Any
+    ) -> None:
+        phi = MultiplicativeAngular(_either("margin", margin, "m", m, 4))
+        super().__init__(in_features, num_classes, margin=phi, **_check_options(LSoftmax, options))
 
 
 def _with_gradient(margin: Margin, gradient: str, allowed: tuple[str, ...]) -> Margin:
-    if gradient not in allowed:
-        raise ValueError(f"unknown gradient {gradient!r}; allowed are {', '.join(allowed)}")
+    check_choice(gradient, "gradient", allowed)
     return StraightThrough(margin) if gradient == "straight_through" else margin
 
 
 class ASoftmax(MarginSoftmax):
     """A-Softmax z_y = ||x|| psi(theta_y), ||W_j|| = 1 (SphereFace, Liu et al. 2017; notebook 03), no bias.
 
+    ``margin`` is the paper's integer multiplier m, 4 if not given.
     gradient: ``paper``; ``straight_through`` (opensphere's detached margin); ``caffe`` (the official layer: see
     :mod:`reprolib.losses.official`; its weights are normalised in place at each training step).
     """
 
     def __init__(
-        self, in_features: int, num_classes: int, *, m: int = 4, gradient: str = "paper", **options: Any
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        margin: int | None = None,
+        gradient: str = "paper",
+        m: int | None = None,
+        **options: Any,
     ) -> None:
-        margin = _with_gradient(MultiplicativeAngular(m), gradient, ("paper", "straight_through", "caffe"))
+        multiplier = MultiplicativeAngular(_either("margin", margin, "m", m, 4))
+        phi = _with_gradient(multiplier, gradient, ("paper", "straight_through", "caffe"))
         if gradient == "caffe" and options.get("sampler") is not None:
             raise ValueError("gradient 'caffe' changes all class weights in place and takes no sampler")
-        super().__init__(in_features, num_classes, margin=margin, normalize_weights=True, **options)
+        if gradient == "caffe" and options.get("bias"):
+            raise ValueError("gradient 'caffe' has no bias")
+        super().__init__(
+            in_features, num_classes, margin=phi, normalize_weights=True, **_check_options(ASoftmax, options)
+        )
         self.gradient = gradient
 
     def _value(
@@ -350,41 +419,49 @@ class ASoftmax(MarginSoftmax):
     ) -> Tensor:
         if self.gradient != "caffe":
             return super()._value(features, labels, scale, weight, bias, correction)
+        length = norm(weight.detach(), 0.0)[:, None]
+        # a row of zeros has no direction and stays what it is
+        length = torch.where(length > 0, length, 1)
         if self.training:
             with torch.no_grad():
-                weight.div_(weight.norm(dim=1, keepdim=True))
+                weight.div_(length)
         else:
-            weight = weight / weight.norm(dim=1, keepdim=True)
-        z = sphereface_logits(at_least_float32(features), at_least_float32(weight), labels, self.margin, self.strength)
-        return nn.functional.cross_entropy(z, labels)
+            weight = weight / length
+        x, w, _ = _widest(features, weight, None)
+        return own_class_loss(sphereface_logits(x, w, labels, self.margin, self.strength), labels)
 
 
 class CosFace(MarginSoftmax):
-    """LMCL / AM-Softmax z_y = s (cos theta_y - m) (CosFace eq. 4; notebook 04)."""
+    """LMCL / AM-Softmax z_y = s (cos theta_y - m) (CosFace eq. 4; notebook 04).
+
+    ``margin`` is the paper's m in units of cosine, 0.35 if not given.
+    """
 
     def __init__(
         self,
         in_features: int,
         num_classes: int,
         *,
-        m: float = 0.35,
+        margin: float | None = None,
         scale: float = 64.0,
+        m: float | None = None,
         **options: Any,
     ) -> None:
         super().__init__(
             in_features,
             num_classes,
-            margin=AdditiveCosine(m),
+            margin=AdditiveCosine(_either("margin", margin, "m", m, 0.35)),
             normalize_features=True,
             normalize_weights=True,
             scale=scale,
-            **options,
+            **_check_options(CosFace, options, ("learn_scale",)),
         )
 
 
 class ArcFace(MarginSoftmax):
     """z_y = s cos(theta_y + m) (ArcFace eq. 3; notebook 05), with a named guard for theta_y > pi - m.
 
+    ``margin`` is the paper's m in radians, 0.5 if not given.
     gradient: ``paper``, or ``straight_through``, what insightface's PyTorch code computes.
     """
 
@@ -393,20 +470,22 @@ class ArcFace(MarginSoftmax):
         in_features: int,
         num_classes: int,
         *,
-        m: float = 0.5,
+        margin: float | None = None,
         scale: float = 64.0,
         guard: str = "none",
         gradient: str = "paper",
+        m: float | None = None,
         **options: Any,
     ) -> None:
+        phi = AdditiveAngular(_either("margin", margin, "m", m, 0.5), guard)
         super().__init__(
             in_features,
             num_classes,
-            margin=_with_gradient(AdditiveAngular(m, guard), gradient, ("paper", "straight_through")),
+            margin=_with_gradient(phi, gradient, ("paper", "straight_through")),
             normalize_features=True,
             normalize_weights=True,
             scale=scale,
-            **options,
+            **_check_options(ArcFace, options, ("learn_scale",)),
         )
 
 
@@ -431,5 +510,5 @@ class CombinedMargin(MarginSoftmax):
             normalize_features=True,
             normalize_weights=True,
             scale=scale,
-            **options,
+            **_check_options(CombinedMargin, options, ("learn_scale",)),
         )

@@ -218,12 +218,17 @@ class _TripletSum(torch.autograd.Function):
                 slope[anchor.unsqueeze(1), inside] = weight.sum(dim=2)
                 slope[anchor.unsqueeze(1), outside] = -weight.sum(dim=1)
         ctx.save_for_backward(slope)
+        ctx.soft = soft
         ctx.mark_non_differentiable(active)
         return total, active
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+        # the hinge's slope is constant almost everywhere, so the saved one carries its second derivative, 0
+        if ctx.soft and torch.is_grad_enabled():
+            raise RuntimeError(
+                "the batch-all loss with soft=True has no second derivative (backward with create_graph=True)"
+            )
         return grad * ctx.saved_tensors[0], None, None, None
 
 

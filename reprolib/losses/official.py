@@ -7,33 +7,39 @@ weights are projected on the unit sphere before each step instead of being diffe
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from reprolib.losses.distance import root
+from reprolib.losses.fused import norm
 from reprolib.losses.margins import Margin, safe_cosine
 
 
 class _SphereFaceLogits(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features, weight, labels, margin, strength):
+    def forward(ctx: Any, features: Tensor, weight: Tensor, labels: Tensor, margin: Margin, strength: Tensor) -> Tensor:
         index = torch.arange(features.shape[0], device=features.device)
-        size = features.norm(dim=1)
+        length = norm(features, 0.0)
+        # a zero feature has z = 0 at any angle: any length but 0 gives it finite gradients
+        size = torch.where(length > 0, length, 1)
         z = features @ weight.t()
         cosine = safe_cosine(z[index, labels] / size)
         psi, slope = margin.value_and_slope(cosine)
         # f_y = ||x|| (lambda cos + psi) / (1 + lambda), with strength = 1 / (1 + lambda)
-        z[index, labels] = size * (cosine + strength * (psi - cosine))
+        z[index, labels] = length * (cosine + strength * (psi - cosine))
         # d(||x|| psi)/dx = psi' w + (psi - cos psi') x / ||x||
         on_weight, on_feature = slope, (psi - cosine * slope) / size
-        length = (on_weight.square() + on_feature.square()).sqrt()
-        ctx.save_for_backward(features, weight, labels, strength * on_weight / length, strength * on_feature / length)
+        both = root(on_weight.square() + on_feature.square())
+        ctx.save_for_backward(features, weight, labels, strength * on_weight / both, strength * on_feature / both)
         ctx.rest = 1.0 - strength
         return z
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("the official layer's gradient has no derivative (backward with create_graph=True)")
         features, weight, labels, on_weight, on_feature = ctx.saved_tensors
         index = torch.arange(features.shape[0], device=features.device)
         target = grad[index, labels]
@@ -48,6 +54,6 @@ class _SphereFaceLogits(torch.autograd.Function):
 def sphereface_logits(features: Tensor, weight: Tensor, labels: Tensor, margin: Margin, strength: Tensor) -> Tensor:
     """Annealed A-Softmax logits (N, C) with the official layer's gradients; ``weight`` must have unit rows.
 
-    The layer of wy1iu/sphereface, margin_inner_product_layer; ``strength`` = 1 / (1 + lambda). Features must not be 0.
+    The layer of wy1iu/sphereface, margin_inner_product_layer; ``strength`` = 1 / (1 + lambda).
     """
     return _SphereFaceLogits.apply(features, weight, labels, margin, strength)

@@ -1,12 +1,12 @@
 """Sampled classes for the margin-softmax head: a batch trains its own classes and a few others, not all C.
 
 A sampler draws the classes of one training step from (seed, number of the draw). Both are buffers, so a resumed run
-draws what the uninterrupted one would have drawn, bit for bit.
+draws what the uninterrupted one would have drawn, bit for bit, on any device. Partial FC reads nothing on the host as
+long as its rate holds the batch's classes; sampled softmax reads the number of different classes drawn.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,19 @@ class ClassSample(NamedTuple):
     correction: Tensor | None
 
 
+def _low(bits: int) -> int:
+    """The mask of so many low bits."""
+    return (1 << bits) - 1
+
+
+def _mix(x: Tensor) -> Tensor:
+    """splitmix64's finaliser of int64 ``x`` + its increment: a bijection whose outputs pass for random."""
+    x = x + -7046029254386353131  # 0x9e3779b97f4a7c15
+    x = (x ^ (x >> 30 & _low(34))) * -4658895280553007687  # 0xbf58476d1ce4e5b9
+    x = (x ^ (x >> 27 & _low(37))) * -7723592293110705685  # 0x94d049bb133111eb
+    return x ^ (x >> 31 & _low(33))
+
+
 class ClassSampler(nn.Module):
     """Draws from (seed, number of the draw); the base of the two samplers.
 
@@ -43,9 +56,14 @@ class ClassSampler(nn.Module):
         self.register_buffer("seed", torch.tensor(seed, dtype=torch.int64))
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
 
-    def _generator(self) -> torch.Generator:
+    def _uniform(self, count: int) -> Tensor:
+        """``count`` float64 numbers in [0, 1) of the next draw, on the buffers' device and the same on every device.
+
+        splitmix64 (Steele, Lea and Flood 2014) of (seed, draw, position), in int64, whose overflow wraps around.
+        """
         self.draws += 1
-        return torch.Generator().manual_seed(int(self.seed) * 1_000_003 + int(self.draws))
+        stream = _mix(_mix(self.seed) + self.draws)
+        return (_mix(stream + torch.arange(count, device=self.draws.device)) >> 11 & _low(53)).double() * 2.0**-53
 
     def check(self, num_classes: int) -> None:
         """Raise ValueError if this sampler does not fit ``num_classes`` classes."""
@@ -72,19 +90,19 @@ class PartialFC(ClassSampler):
 
     def forward(self, labels: Tensor, num_classes: int) -> ClassSample:
         """Draw for ``labels`` (N,) int64 in [0, num_classes)."""
-        generator = self._generator()
-        own = torch.zeros(num_classes, dtype=torch.bool)
-        own[labels.cpu()] = True
-        present = int(own.sum())
-        drawn = max(0, min(num_classes, round(self.rate * num_classes)) - present)
         # the smallest of uniform keys are a uniform sample without replacement; own classes come first
-        keys = torch.rand(num_classes, generator=generator, dtype=torch.float64).masked_fill_(own, -1.0)
-        classes = keys.topk(present + drawn, largest=False, sorted=False).indices.sort().values
+        keys = self._uniform(num_classes).index_fill(0, labels, -1.0)
+        present = (keys < 0).sum()
+        wanted = min(num_classes, round(self.rate * num_classes))
+        # only a rate that may not hold the batch's classes makes the host wait for their number
+        size = wanted if wanted >= min(len(labels), num_classes) else max(wanted, int(present))
+        classes = keys.topk(size, largest=False, sorted=False).indices.sort().values
         correction = None
-        if self.corrected and drawn:
-            inverse = math.log((num_classes - present) / drawn)
-            correction = torch.full((len(classes),), inverse).masked_fill_(own[classes], 0.0).to(labels.device)
-        classes = classes.to(labels.device)
+        if self.corrected:
+            drawn = keys[classes] >= 0
+            # log(1 / rho), rho = (K - |B|) / (C - |B|)
+            inverse = ((num_classes - present).double() / (size - present)).log().float()
+            correction = torch.where(drawn, inverse, 0.0)
         return ClassSample(classes, torch.searchsorted(classes, labels), correction)
 
     def extra_repr(self) -> str:
@@ -127,14 +145,12 @@ class SampledSoftmax(ClassSampler):
     def forward(self, labels: Tensor, num_classes: int) -> ClassSample:
         """Draw for ``labels`` (N,) int64 in [0, num_classes)."""
         self.check(num_classes)
-        generator = self._generator()
+        uniform = self._uniform(self.count)
         if self.q is None:
-            drawn = torch.randint(num_classes, (self.count,), generator=generator)
+            drawn = (uniform * num_classes).long()
         else:
-            uniform = torch.rand(self.count, generator=generator, dtype=torch.float64)
-            cumulative = self.cumulative.cpu()
-            drawn = torch.searchsorted(cumulative, uniform * cumulative[-1], right=True).clamp_max_(num_classes - 1)
-        drawn = drawn.to(labels.device)
+            drawn = torch.searchsorted(self.cumulative, uniform * self.cumulative[-1], right=True)
+        drawn = drawn.clamp_max_(num_classes - 1)
         classes, place = torch.cat([drawn, labels]).unique(return_inverse=True)
         times = torch.bincount(place[: self.count], minlength=len(classes)).double()
         # c_j / (k q_j), 0 for a class that is here only as somebody's label

@@ -1,6 +1,6 @@
-"""Annealing and warm-up whose state is a buffer, so that a resumed run continues bit for bit.
+"""Annealing whose state is a buffer, so that a resumed run continues bit for bit.
 
-A schedule counts the training steps it has served: in training mode each call first adds 1 to `iteration`,
+It counts the training steps it has served: in training mode each call first adds 1 to `iteration`,
 then returns the value at that iteration, so that the first step is iteration 1 (the count of the L-Softmax
 and SphereFace layers). In evaluation mode a call, and `value` always, returns the current value and changes
 nothing. `at` is the plain function of the iteration, for plots.
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from reprolib._checks import check_choice, check_count, check_number
+from reprolib.losses.distance import widened
 
 # name: (base, gamma, power, minimum), as configured in the authors' repositories, and one popular port.
 ANNEALING_PRESETS: dict[str, tuple[float, float, float, float]] = {
@@ -23,28 +24,7 @@ ANNEALING_PRESETS: dict[str, tuple[float, float, float, float]] = {
 }
 
 
-class Schedule(nn.Module):
-    """A number that depends on how many training steps were made, the int64 buffer `iteration`."""
-
-    iteration: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
-
-    @property
-    def value(self) -> float:
-        """Value at the current iteration."""
-        return self.at(int(self.iteration))
-
-    def forward(self) -> float:
-        """Value for this step; in training mode the step is counted first."""
-        if self.training:
-            self.iteration += 1
-        return self.value
-
-
-class AnnealedLambda(Schedule):
+class AnnealedLambda(nn.Module):
     """lambda = max(minimum, base (1 + gamma iteration)^-power), the weight of cos(theta) against psi(theta).
 
     The annealed target logit of L-Softmax and A-Softmax (Liu et al. 2016; 2017, appendix G) is ||x|| (lambda
@@ -52,8 +32,11 @@ class AnnealedLambda(Schedule):
     sources' layers keep the count outside their saved state and restart it on resuming.
     """
 
+    iteration: Tensor
+
     def __init__(self, base: float, gamma: float, power: float, minimum: float = 0.0) -> None:
         super().__init__()
+        self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
         for name, number in (("base", base), ("gamma", gamma), ("power", power), ("minimum", minimum)):
             check_number(number, name, closed=True)
         self.base, self.gamma, self.power, self.minimum = (
@@ -74,30 +57,18 @@ class AnnealedLambda(Schedule):
         check_count(iteration, "iteration", low=0)
         return max(self.minimum, self.base * (1 + self.gamma * iteration) ** -self.power)
 
+    @property
+    def value(self) -> float:
+        """lambda at the current iteration."""
+        return self.at(int(self.iteration))
+
+    def forward(self) -> Tensor:
+        """lambda for this step, a scalar on the buffer's device; in training mode the step is counted first."""
+        if self.training:
+            self.iteration += 1
+        # lambda = max(minimum, base (1 + gamma iteration)^-power)
+        steps = widened(self.iteration)
+        return (self.base * (1 + self.gamma * steps) ** -self.power).clamp_min(self.minimum)
+
     def extra_repr(self) -> str:
         return f"base={self.base}, gamma={self.gamma}, power={self.power}, minimum={self.minimum}"
-
-
-class LinearRamp(Schedule):
-    """`start` to iteration `begin`, `end` from iteration `finish`, linear between: a scale or a margin."""
-
-    def __init__(self, start: float, end: float, begin: int, finish: int) -> None:
-        super().__init__()
-        check_number(start, "start", low=-float("inf"))
-        check_number(end, "end", low=-float("inf"))
-        check_count(begin, "begin", low=0)
-        check_count(finish, "finish", low=begin + 1)
-        self.start, self.end, self.begin, self.finish = float(start), float(end), int(begin), int(finish)
-
-    def at(self, iteration: int) -> float:
-        """Value at `iteration` >= 0; exactly `start` and `end` outside (begin, finish)."""
-        check_count(iteration, "iteration", low=0)
-        if iteration <= self.begin:
-            return self.start
-        if iteration >= self.finish:
-            return self.end
-        share = (iteration - self.begin) / (self.finish - self.begin)
-        return self.start + (self.end - self.start) * share
-
-    def extra_repr(self) -> str:
-        return f"{self.start} -> {self.end}, iterations {self.begin} to {self.finish}"
