@@ -193,6 +193,6 @@ def require(holds: Tensor, sentence: Callable[[], str]) -> None:
     On the CPU now. On another device the host does not wait: the device asserts it, and an error comes at a later call.
     """
     if holds.device.type != "cpu":
-        torch._assert_async(holds, "features must be finite, labels in range and the scale positive")
+        torch._assert_async(holds, "features must be finite and without zero rows, labels in range")
     elif not holds:
         raise ValueError(sentence())

@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from reprolib._checks import check_choice, check_features, check_labels, check_number
+from reprolib._checks import check_choice, check_features, check_labels, check_number, require
 from reprolib.losses.distance import at_least_float32, pairwise_distance, safe_sqrt
 from reprolib.losses.metric import _TripletSum
 from reprolib.losses.mining import same_class
@@ -29,8 +29,10 @@ def _directions(x: Tensor, name: str, columns: int | None = None) -> Tensor:
     check_features(x, name, columns)
     x = at_least_float32(x)
     largest = x.detach().abs().amax(dim=1, keepdim=True)
-    if (largest == 0).any():
-        raise ValueError(f"{name} must have no zero row, which has no direction: row {int(largest.argmin())} is zero")
+    require(
+        (largest > 0).all(),
+        lambda: f"{name} must have no zero row, which has no direction: row {int(largest.argmin())} is zero",
+    )
     # With the largest entry at 1 the squares neither overflow nor vanish; a direction ignores the factor.
     x = x / largest
     return x / torch.linalg.vector_norm(x, dim=1, keepdim=True)

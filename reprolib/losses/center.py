@@ -162,6 +162,8 @@ class JointLoss(nn.Module):
     `normalize_features`, `plain_loss`) is the joint loss's own; TypeError for a head that has none.
     """
 
+    head: Any
+
     def __init__(self, head: nn.Module, auxiliary: Callable[[Tensor, Tensor], Tensor], weight_auxiliary: float) -> None:
         super().__init__()
         check_number(weight_auxiliary, "weight_auxiliary", closed=True)

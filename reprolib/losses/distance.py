@@ -9,6 +9,8 @@ vectors.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -38,9 +40,10 @@ def root(x: Tensor) -> Tensor:
     return widened(x).sqrt().to(x.dtype)
 
 
-def full_precision(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> AbstractContextManager[None]:
     """Context in which matrix products keep the precision of `x` even when the caller has autocast on."""
-    return torch.autocast(device_type=x.device.type, enabled=False)
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def unit_rows(x: Tensor, eps: float = 1e-12) -> Tensor:

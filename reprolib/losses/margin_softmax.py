@@ -63,7 +63,7 @@ def check_batch(features: Tensor, labels: Tensor, in_features: int, num_classes:
 
 def _check_options(loss: type, options: dict[str, Any], more: tuple[str, ...] = ()) -> dict[str, Any]:
     """``options`` if ``loss`` has them all: those of :data:`COMMON` and ``more``."""
-    named = inspect.signature(loss.__init__).parameters.values()
+    named = inspect.signature(loss).parameters.values()
     own = [p.name for p in named if p.kind is p.KEYWORD_ONLY]
     for name in options:
         if name not in (*COMMON, *more):
@@ -135,6 +135,11 @@ class MarginSoftmax(nn.Module):
         ValueError, TypeError: for wrong hyper-parameters at construction; for wrong shapes, dtypes, labels out of
             range, NaN or infinity in the features at each call.
     """
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: Tensor
+    strength: Tensor
 
     def __init__(
         self,

@@ -80,6 +80,8 @@ class MultiplicativeAngular(Margin):
         m: the integer multiplier, 1 to 10.
     """
 
+    m: int
+
     def __init__(self, m: int) -> None:
         if isinstance(m, bool) or not isinstance(m, Integral) or not 1 <= m <= 10:
             raise ValueError(f"the angular multiplier m must be an integer from 1 to 10, got {m!r}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reprolib._checks import check_choice, check_features, check_labels, check_number
+from reprolib._checks import check_choice, check_features, check_labels, check_number, require
 from reprolib.losses.agents import CContrastive, CTriplet, c_contrastive_loss, c_triplet_loss
 from reprolib.losses.distance import (
     at_least_float32,
@@ -280,8 +280,7 @@ def n_pair_loss(
     else:
         check_labels(labels, count)
         excluded = labels.unsqueeze(1) == labels
-    if excluded.all():
-        raise ValueError(f"n_pair_loss needs pairs of at least two classes, got {count} of one class")
+    require(~excluded.all(), lambda: f"n_pair_loss needs pairs of at least two classes, got {count} of one class")
     anchors, positives = at_least_float32(anchors), at_least_float32(positives)
     with full_precision(anchors):
         scores = anchors @ positives.T

@@ -123,6 +123,9 @@ class SampledSoftmax(ClassSampler):
         seed: see :class:`ClassSampler`.
     """
 
+    q: Tensor | None
+    cumulative: Tensor
+
     def __init__(self, count: int, *, probabilities: Tensor | None = None, seed: int = 0) -> None:
         super().__init__(seed)
         check_count(count, "count")

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch import nn
 
-from reprolib.losses import ArcFace, ASoftmax, CombinedMargin, CosFace, L2Softmax, LSoftmax, NormFace, Softmax, fused
+from reprolib.losses import (
+    ArcFace,
+    ASoftmax,
+    CombinedMargin,
+    CosFace,
+    L2Softmax,
+    LSoftmax,
+    NormFace,
+    PartialFC,
+    Softmax,
+    fused,
+)
 
 MEMBERS = {
     "softmax": Softmax,
@@ -202,3 +214,175 @@ def test_a_compiled_model_trains_as_the_plain_one():
     got = [value, *torch.autograd.grad(value, list(model.parameters()))]
     for one, two in zip(got, expected, strict=True):
         assert relative(one.detach(), two.detach()) < 1e-5
+
+
+def at_angle(degrees: float, weight: torch.Tensor, rows: int) -> torch.Tensor:
+    """Features of length 3 at the same angle to their class weights (those of class 0 .. rows - 1)."""
+    generator = torch.Generator().manual_seed(int(degrees * 10))
+    own = nn.functional.normalize(weight[:rows].double())
+    away = torch.randn(rows, weight.shape[1], generator=generator, dtype=torch.float64)
+    away = nn.functional.normalize(away - (away * own).sum(1, keepdim=True) * own)
+    theta = math.radians(degrees)
+    return (3 * (math.cos(theta) * own + math.sin(theta) * away)).to(weight.dtype)
+
+
+TARGETS = {
+    "normface": (lambda *a, **o: NormFace(*a, scale=64.0, learn_scale=False, **o), lambda c, s: c),
+    "cosface": (CosFace, lambda c, s: c - 0.35),
+    "arcface": (ArcFace, lambda c, s: c * math.cos(0.5) - s * math.sin(0.5)),
+    "combined": (CombinedMargin, lambda c, s: (torch.atan2(s, c) + 0.3).cos() - 0.2),
+    "asoftmax": (ASoftmax, None),
+    "lsoftmax": (LSoftmax, None),
+    "softmax": (lambda *a, **o: Softmax(*a, bias=False, **o), None),
+}
+
+
+def exact(name, x, w, y):
+    """Loss and gradients in float64: log(1 + sum_{j != y} e^{z_j - z_y}), written from the papers' logits."""
+    x, w = (t.double().requires_grad_() for t in (x, w))
+    r, r_w = x.norm(dim=1, keepdim=True), w.norm(dim=1)
+    cosine = (x @ w.t()) / (r * r_w)
+    c = cosine.gather(1, y[:, None])
+    # sin(theta) from the tangent part, which is accurate at both ends
+    unit, own = x / r, (w / r_w[:, None])[y]
+    sine = (own - c * unit).norm(dim=1, keepdim=True)
+    if TARGETS[name][1] is not None:
+        size, phi = 64.0, TARGETS[name][1](c, sine)
+    else:
+        size = r if name == "asoftmax" else r * r_w
+        m, theta = 1 if name == "softmax" else 4, torch.atan2(sine, c)
+        k = (theta.detach() * m / math.pi).floor().clamp(max=m - 1)
+        phi = (1 - 2 * (k % 2)) * (m * theta).cos() - 2 * k
+    z = size * cosine
+    others = z.scatter(1, y[:, None], -math.inf).logsumexp(dim=1)
+    target = phi[:, 0] * (size * torch.ones_like(cosine)).gather(1, y[:, None])[:, 0]
+    loss = -nn.functional.logsigmoid(target - others).mean()
+    return loss.detach(), *torch.autograd.grad(loss, [x, w])
+
+
+@pytest.mark.parametrize("implementation", ["fused", "reference", "partial"])
+@pytest.mark.parametrize("name", TARGETS)
+def test_float32_is_exact_at_every_angle(name, implementation):
+    torch.manual_seed(0)
+    classes, rows = 4000, 4
+    options = {"sampler": PartialFC(1.0)} if implementation == "partial" else {"implementation": implementation}
+    head = TARGETS[name][0](512, classes, **options)
+    y = torch.arange(rows)
+    for degrees in (20, 27, 35, 50, 75, 90, 120, 150, 178):
+        x = at_angle(degrees, head.weight.detach(), rows).requires_grad_()
+        value = head(x, y)
+        mine = [value.detach(), *torch.autograd.grad(value, [x, head.weight])]
+        for one, two in zip(mine, exact(name, x.detach(), head.weight.detach(), y), strict=True):
+            assert float((one.double() - two).norm() / two.norm()) < 1e-3, (degrees, one.shape)
+
+
+def test_on_the_weight_itself_the_value_is_still_right():
+    torch.manual_seed(0)
+    head = ArcFace(512, 4000)
+    y = torch.arange(4)
+    for degrees, tolerance in ((0, 0.05), (1, 1e-3), (5, 1e-4), (179, 1e-3)):
+        x = at_angle(degrees, head.weight.detach(), 4).requires_grad_()
+        value = head(x, y)
+        assert float(value.detach()) == pytest.approx(
+            float(exact("arcface", x.detach(), head.weight.detach(), y)[0]), rel=tolerance
+        )
+        assert all(torch.isfinite(g).all() for g in torch.autograd.grad(value, [x, head.weight]))
+
+
+def test_a_sampled_row_without_other_classes_has_loss_and_gradient_zero():
+    head = ArcFace(D, C)
+    x, y = batch()
+    x.requires_grad_()
+    correction = torch.full((C,), -math.inf)
+    form = fused.Form(head.margin, head.strength, True, True, head.eps)
+    value = fused.fused_margin_softmax(x, head.weight, None, head.scale, y, form, correction)
+    grads = torch.autograd.grad(value, [x, head.weight])
+    assert float(value.detach()) == 0.0 and all(float(g.abs().max()) == 0.0 for g in grads)
+
+
+@pytest.mark.parametrize("scale", [2.0**15, 2.0**16, 2.0**18])
+@pytest.mark.parametrize("name", MEMBERS)
+def test_half_gradients_under_a_loss_scale_are_those_of_float32(name, scale):
+    torch.manual_seed(1)
+    half, wide = MEMBERS[name](D, C), MEMBERS[name](D, C)
+    half = half.half()
+    wide.load_state_dict({key: value.float() for key, value in half.state_dict().items()})
+    x, y = batch(torch.float16)
+    leaf, plain = (t.clone().requires_grad_() for t in (x, x.float()))
+    # small enough that the scaled gradients fit into half precision, as a scaler finds it
+    factor = scale / 2.0**14
+    got = torch.autograd.grad(half(leaf, y) * scale * 2.0**-14, [leaf, *half.parameters()])
+    expected = torch.autograd.grad(wide(plain, y), [plain, *wide.parameters()])
+    for mine, theirs in zip(got, expected, strict=True):
+        assert mine.dtype == torch.float16 and torch.equal(mine, (theirs * factor).half())
+
+
+def test_a_loss_scale_beyond_half_precision_is_no_infinity():
+    torch.manual_seed(0)
+    head = NormFace(64, 100)
+    labels = torch.arange(200) % 100
+    x = (head.weight.detach()[labels] + 0.02 * torch.randn(200, 64)).half().requires_grad_()
+    (scaled,) = torch.autograd.grad(head(x, labels) * 262_144.0, x)
+    (plain,) = torch.autograd.grad(head(x, labels), x)
+    exact_x = x.detach().float().requires_grad_()
+    (wide,) = torch.autograd.grad(head(exact_x, labels), exact_x)
+    assert torch.isfinite(scaled).all()
+    # what underflows without the scale is there with it
+    lost = (plain == 0) & (wide.abs() > 1e-12)
+    assert lost.any() and (scaled[lost] != 0).double().mean() > 0.9
+    assert relative(scaled.double() / 262_144, wide.double()) < 2**-10
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_second_derivative_is_refused_or_right(name):
+    x, y = batch(torch.float64)
+    x.requires_grad_()
+    torch.manual_seed(1)
+    head = MEMBERS[name](D, C, implementation="reference").double()
+    plain = MEMBERS[name](D, C).double()
+    with pytest.raises(RuntimeError, match=r"no second derivative.*implementation='reference'"):
+        torch.autograd.grad(plain(x, y), x, create_graph=True)
+    if name == "cosface":
+        assert torch.autograd.gradgradcheck(lambda x: head(x, y[:4]), (x[:4].detach().requires_grad_(),))
+
+
+@pytest.mark.parametrize("types", [(torch.float64, torch.float32), (torch.float32, torch.float64)])
+def test_mixed_precisions_are_computed_in_the_wider(types):
+    x, y = batch(types[0])
+    head, wide = ArcFace(D, C).to(types[1]), ArcFace(D, C).double()
+    wide.load_state_dict({key: value.double() for key, value in head.state_dict().items()})
+    mine, theirs = gradients(head, x, y), gradients(wide, x.double(), y)
+    assert mine[0].dtype == torch.float64 and torch.equal(mine[0], theirs[0])
+    assert [g.dtype for g in mine[1:]] == list(types)
+    assert all(torch.equal(one, two.to(one.dtype)) for one, two in zip(mine[1:], theirs[1:], strict=True))
+    assert head.logits(x).dtype == head.plain_loss(x, y).dtype == torch.float64
+
+
+def test_dropped_entries_stay_within_the_bound():
+    torch.manual_seed(0)
+    classes, rows, drop = 3000, 96, 2.0**-24
+    head = ArcFace(256, classes)
+    sparse = ArcFace(256, classes, drop=drop, chunk_bytes=40 * 4 * classes)
+    sparse.load_state_dict(head.state_dict())
+    labels = torch.arange(rows) % 60
+    x = torch.cat([at_angle(35 + 0.05 * k, head.weight.detach(), 60)[k % 60][None] for k in range(rows)])
+    leaf, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    dense = torch.autograd.grad(head(leaf, labels), [leaf, head.weight])
+    kept = torch.autograd.grad(sparse(other, labels), [other, sparse.weight])
+    assert torch.allclose(sparse(other, labels), head(leaf, labels), rtol=1e-5, atol=0)
+    # delta_i <= C t, R_i = s, C_j = 1: |dL/dx_i| is off by at most C t s / (N r_i), |dL/dW_j| by s t / ||W_j||
+    slack = 1e-5
+    bound = classes * drop * 64 / (rows * x.norm(dim=1)) + slack * dense[0].norm(dim=1)
+    assert ((kept[0] - dense[0]).norm(dim=1) <= bound).all()
+    bound = 64 * drop / head.weight.detach().norm(dim=1) + slack * dense[1].norm(dim=1)
+    assert ((kept[1] - dense[1]).norm(dim=1) <= bound).all()
+    # something was dropped: weights of classes that no sample is near to have a gradient of exactly 0
+    untouched = (kept[1] == 0).all(dim=1)
+    assert untouched.any() and not (dense[1][untouched] == 0).all()
+
+
+def test_many_large_entries_fall_back_to_the_dense_products():
+    head, sparse = CosFace(D, C, scale=8.0), CosFace(D, C, scale=8.0, drop=2.0**-24)
+    sparse.load_state_dict(head.state_dict())
+    for one, two in zip(gradients(sparse, *batch()), gradients(head, *batch()), strict=True):
+        assert relative(one, two) < 1e-6

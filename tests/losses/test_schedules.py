@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from reprolib.losses.schedules import ANNEALING_PRESETS, AnnealedLambda, LinearRamp
+from reprolib.losses.schedules import ANNEALING_PRESETS, AnnealedLambda
 
 
 class TestAnnealedLambda:
@@ -69,27 +69,7 @@ class TestAnnealedLambda:
             AnnealedLambda.preset("sphereface").at(-1)
 
 
-class TestLinearRamp:
-    def test_ends_are_exact_and_the_middle_is_linear(self):
-        ramp = LinearRamp(5.0, 30.0, 10, 20)
-        assert [ramp.at(k) for k in (0, 9, 10)] == [5.0] * 3
-        assert [ramp.at(k) for k in (20, 21, 10**6)] == [30.0] * 3
-        assert [ramp.at(k) for k in range(10, 21)] == pytest.approx([5 + 2.5 * k for k in range(11)], rel=1e-15)
-
-    def test_may_fall_and_starts_at_once(self):
-        ramp = LinearRamp(0.5, -0.5, 0, 4)
-        assert [ramp() for _ in range(5)] == [0.25, 0.0, -0.25, -0.5, -0.5]
-
-    def test_wrong_input(self):
-        with pytest.raises(ValueError, match="finish must be an integer >= 6"):
-            LinearRamp(0.0, 1.0, 5, 5)
-        with pytest.raises(ValueError, match="start must be a finite number"):
-            LinearRamp(math.inf, 1.0, 0, 5)
-        with pytest.raises(TypeError, match="begin must be an integer"):
-            LinearRamp(0.0, 1.0, 0.5, 5)
-
-
-@pytest.mark.parametrize("make", [lambda: AnnealedLambda.preset("sphereface"), lambda: LinearRamp(0, 0.3, 3, 17)])
+@pytest.mark.parametrize("make", [lambda: AnnealedLambda.preset(name) for name in ("sphereface", "l-softmax-mnist")])
 class TestState:
     def test_a_resumed_run_continues_bit_for_bit(self, make):
         through, first = make(), make()
