@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from reprolib.losses import ArcFace, CTriplet
 from reprolib.losses.center import CENTER_UPDATES, CenterLoss, JointLoss, center_step
 
 
@@ -295,3 +296,57 @@ class TestJoint:
         assert joint(FEATURES, LABELS).item() == pytest.approx(expected.item(), rel=1e-14)
         with pytest.raises(ValueError, match="weight_auxiliary"):
             JointLoss(Head(), filled(), -1.0)
+
+
+def _centres_of_two_processes(rank: int, folder: str, update: str, wrap: bool) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    loss = JointLoss(ArcFace(4, 3), CenterLoss(3, 4, alpha=0.2, update=update), 0.1)
+    model = torch.nn.parallel.DistributedDataParallel(loss) if wrap else loss
+    for x, y in _shares(rank):
+        model(x, y).backward()
+    torch.save(loss.auxiliary.centers, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def _shares(rank: int) -> list[tuple[Tensor, Tensor]]:
+    """Three batches a process: of unequal sizes, class 2 seen by process 1 alone, class 0 by both."""
+    generator = torch.Generator().manual_seed(rank)
+    labels = torch.tensor([0, 0, 1, 0]) if rank == 0 else torch.tensor([2, 0, 2])
+    return [(torch.randn(len(labels), 4, generator=generator), labels) for _ in range(3)]
+
+
+@pytest.mark.parametrize(("update", "wrap"), [("paper", True), ("autograd", True), ("caffe", False)])
+def test_centres_of_two_processes_are_those_of_the_whole_batch(update, wrap, tmp_path):
+    torch.multiprocessing.spawn(_centres_of_two_processes, (str(tmp_path), update, wrap), nprocs=2)
+    alone = CenterLoss(3, 4, alpha=0.2, update=update)
+    for one, two in zip(_shares(0), _shares(1), strict=True):
+        alone(torch.cat([one[0], two[0]]), torch.cat([one[1], two[1]]))
+    for rank in range(2):
+        centers = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert torch.allclose(centers, alone.centers, atol=1e-6) and centers[2].abs().max() > 0
+
+
+def test_a_joint_loss_hands_the_warm_up_on_to_its_head():
+    head = ArcFace(4, 3, scale=32.0)
+    joint = JointLoss(head, CenterLoss(3, 4, reduction="mean"), 0.5)
+    joint.set_warmup(scale=8.0, strength=0.25)
+    assert float(joint.scale) == float(head.scale) == 8.0 and float(head.strength) == 0.25
+    assert joint.normalize_features
+    x, y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
+    expected = head.plain_loss(x, y) + 0.5 * x.square().sum() / 12
+    assert torch.allclose(joint.plain_loss(x, y), expected)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda loss: loss.set_warmup(strength=0.5),
+        lambda loss: loss.plain_loss(torch.ones(2, 4), torch.tensor([0, 1])),
+        lambda loss: loss.scale,
+    ],
+)
+def test_a_head_without_a_warm_up_is_named(use):
+    with pytest.raises(TypeError, match="warm-up, got CTriplet"):
+        use(JointLoss(CTriplet(4, 3), CenterLoss(3, 4), 0.1))

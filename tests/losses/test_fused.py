@@ -260,15 +260,17 @@ def exact(name, x, w, y):
     return loss.detach(), *torch.autograd.grad(loss, [x, w])
 
 
-@pytest.mark.parametrize("implementation", ["fused", "reference", "partial"])
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize(
+    "name, implementation",
+    [*itertools.product(TARGETS, ["fused"]), *itertools.product(["arcface", "softmax"], ["reference", "partial"])],
+)
 def test_float32_is_exact_at_every_angle(name, implementation):
     torch.manual_seed(0)
     classes, rows = 4000, 4
     options = {"sampler": PartialFC(1.0)} if implementation == "partial" else {"implementation": implementation}
     head = TARGETS[name][0](512, classes, **options)
     y = torch.arange(rows)
-    for degrees in (20, 27, 35, 50, 75, 90, 120, 150, 178):
+    for degrees in (20, 35, 75, 120, 178):
         x = at_angle(degrees, head.weight.detach(), rows).requires_grad_()
         value = head(x, y)
         mine = [value.detach(), *torch.autograd.grad(value, [x, head.weight])]

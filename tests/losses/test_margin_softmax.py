@@ -394,7 +394,150 @@ def test_annealing_counts_training_steps_and_survives_a_restart():
 
 
 def test_unknown_gradient_is_refused():
-    with pytest.raises(ValueError, match="gradient must be one of .* got 'fast'"):
+    with pytest.raises(ValueError, match=r"gradient must be one of .* got 'fast'"):
         ASoftmax(D, C, gradient="fast")
-    with pytest.raises(ValueError, match="gradient must be one of .* got 'caffe'"):
+    with pytest.raises(ValueError, match=r"gradient must be one of .* got 'caffe'"):
         ArcFace(D, C, gradient="caffe")
+
+
+@pytest.mark.parametrize(
+    "kind, letter, values",
+    [
+        (CosFace, "m", (0.35, 0.2)),
+        (ArcFace, "m", (0.5, 0.2)),
+        (LSoftmax, "m", (4, 2)),
+        (ASoftmax, "m", (4, 3)),
+        (L2Softmax, "alpha", (16.0, 9.0)),
+    ],
+)
+def test_the_fields_words_and_the_papers_letters_are_the_same(kind, letter, values):
+    word = "scale" if kind is L2Softmax else "margin"
+    x, y = batch()
+
+    def value(**options):
+        torch.manual_seed(4)
+        return float(kind(D, C, **options).double()(x, y).detach())
+
+    assert value() == value(**{word: values[0]}) == value(**{letter: values[0]})
+    assert value(**{word: values[1]}) == value(**{letter: values[1]}) != value()
+    with pytest.raises(TypeError, match=f"{word} and {letter} are the same hyper-parameter"):
+        kind(D, C, **{word: values[0], letter: values[0]})
+
+
+def test_learn_scale_and_learn_alpha_are_the_same():
+    assert isinstance(L2Softmax(D, C, learn_scale=True).scale, torch.nn.Parameter)
+    assert isinstance(L2Softmax(D, C, learn_alpha=True).scale, torch.nn.Parameter)
+    with pytest.raises(TypeError, match="learn_scale and learn_alpha"):
+        L2Softmax(D, C, learn_scale=True, learn_alpha=False)
+
+
+@pytest.mark.parametrize(
+    "kind, name",
+    [
+        (Softmax, "scale"),
+        (Softmax, "margin"),
+        (NormFace, "margin"),
+        (NormFace, "m"),
+        (L2Softmax, "margin"),
+        (LSoftmax, "scale"),
+        (ASoftmax, "scale"),
+        (CosFace, "normalize_features"),
+        (ArcFace, "normalize_weights"),
+        (CosFace, "guard"),
+        (CombinedMargin, "margin"),
+        (ArcFace, "alpha"),
+        (Softmax, "nosuch"),
+    ],
+)
+def test_a_hyperparameter_that_a_loss_does_not_have_is_named(kind, name):
+    with pytest.raises(TypeError, match=rf"{kind.__name__} has no hyper-parameter '{name}'; it has .*implementation"):
+        kind(D, C, **{name: 1})
+
+
+INFINITE = [float("inf"), float("nan"), -1.0, 1e39, 1e-50]
+
+
+@pytest.mark.parametrize("value", INFINITE)
+def test_scales_that_float32_cannot_hold_are_refused(value):
+    head = CosFace(D, C)
+    for call in (lambda: head.set_warmup(scale=value, strength=0.5), lambda: CosFace(D, C, scale=value)):
+        with pytest.raises(ValueError, match="scale must be"):
+            call()
+    assert float(head.scale) == 64.0 and float(head.strength) == 1.0
+    with pytest.raises(ValueError, match="scale must be"):
+        head.half().set_warmup(scale=70_000.0)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda v: CosFace(D, C, margin=v),
+        lambda v: ArcFace(D, C, margin=v),
+        lambda v: CombinedMargin(D, C, m1=v),
+        lambda v: CombinedMargin(D, C, m2=v),
+        lambda v: CombinedMargin(D, C, m3=v),
+        lambda v: Softmax(D, C, eps=v),
+        lambda v: LSoftmax(D, C, margin=v),
+        lambda v: ArcFace(D, C, drop=v),
+        lambda v: NormFace(D, C, scale=v),
+        lambda v: NormFace(D, C).set_warmup(strength=v),
+    ],
+)
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -0.5])
+def test_infinite_hyperparameters_are_refused(build, value):
+    with pytest.raises(ValueError, match="must be"):
+        build(value)
+
+
+@pytest.mark.parametrize("kind", [Softmax, L2Softmax, NormFace, ASoftmax, ArcFace])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("features", [torch.float16, torch.bfloat16, torch.float32])
+def test_half_heads_compute_everything_in_float32(kind, dtype, features):
+    head = kind(D, C).to(dtype)
+    x, y = batch(dtype=features)
+    wide = kind(D, C)
+    wide.load_state_dict({key: value.float() for key, value in head.state_dict().items()})
+    for name in ("__call__", "plain_loss"):
+        got, expected = getattr(head, name)(x, y), getattr(wide, name)(x.float(), y)
+        assert got.dtype == torch.float32 and torch.equal(got, expected)
+    assert torch.equal(head.logits(x), wide.logits(x.float()))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("gradient", ["paper", "straight_through", "caffe"])
+@pytest.mark.parametrize("what", ["feature", "weight", "both"])
+def test_rows_of_zeros_give_finite_numbers(gradient, what, mode):
+    torch.manual_seed(0)
+    head = getattr(ASoftmax(D, C, gradient=gradient), mode)()
+    x, y = batch(dtype=torch.float32)
+    with torch.no_grad():
+        for rows in [x] if what == "feature" else [head.weight] if what == "weight" else [x, head.weight]:
+            rows[:3] = 0
+    x.requires_grad_()
+    head(x, y).backward()
+    assert all(torch.isfinite(t).all() for t in (x.grad, head.weight.grad, head.weight))
+    if what != "feature":
+        assert (head.weight[:3] == 0).all()
+
+
+def test_the_caffe_gradient_has_no_derivative():
+    head = ASoftmax(D, C, gradient="caffe").double()
+    x, y = batch()
+    with pytest.raises(RuntimeError, match="create_graph=True"):
+        torch.autograd.grad(head(x.requires_grad_(), y), x, create_graph=True)
+
+
+def test_numpy_labels_are_named_as_such():
+    x, y = batch(dtype=torch.float32)
+    with pytest.raises(TypeError, match=r"labels must be an int64 tensor of shape \(N,\), got numpy.ndarray"):
+        NormFace(D, C)(x, y.numpy())
+
+
+def test_easy_samples_do_not_cancel_in_the_warm_up():
+    head = Softmax(2, 3, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[20.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
+    x = torch.tensor([[1.5, 0.0]], requires_grad=True)
+    value = head.plain_loss(x, torch.tensor([0]))
+    assert float(value.detach()) == pytest.approx(2 * math.exp(-30), rel=1e-5)
+    assert float(torch.autograd.grad(value, x)[0][0, 0]) == pytest.approx(-40 * math.exp(-30), rel=1e-5)

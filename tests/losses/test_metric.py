@@ -704,3 +704,11 @@ class TestAgents:
             CTriplet(3, 4, gradient="official")
         with pytest.raises(TypeError):
             CContrastive(3, 4, scale=30.0)
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_the_soft_batch_all_loss_refuses_a_second_derivative(squared):
+    x = torch.randn(8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    value = batch_all_triplet_loss(x, torch.arange(8) % 3, soft=True, squared=squared)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(value, x, create_graph=True)

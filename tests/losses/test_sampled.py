@@ -181,3 +181,15 @@ def test_evaluation_uses_all_classes_and_draws_nothing():
 def test_wrong_settings_are_refused(build, kind):
     with pytest.raises(kind, match=r"must|needs|takes no"):
         build()
+
+
+@pytest.mark.parametrize("sampler", [lambda: PartialFC(0.3), lambda: SampledSoftmax(5)])
+def test_a_head_trained_with_a_sampler_loads_without_one(sampler):
+    trained, plain = ArcFace(4, 20, sampler=sampler()), ArcFace(4, 20)
+    trained(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6))
+    plain.load_state_dict(trained.state_dict())
+    assert torch.equal(plain.weight, trained.weight)
+    holder, other = torch.nn.Sequential(plain), torch.nn.Sequential(trained)
+    holder.load_state_dict(other.state_dict())
+    with pytest.raises(RuntimeError, match="sampler"):
+        trained.load_state_dict(plain.state_dict())

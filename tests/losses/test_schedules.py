@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -69,7 +70,7 @@ class TestAnnealedLambda:
             AnnealedLambda.preset("sphereface").at(-1)
 
 
-@pytest.mark.parametrize("make", [lambda: AnnealedLambda.preset(name) for name in ("sphereface", "l-softmax-mnist")])
+@pytest.mark.parametrize("make", [partial(AnnealedLambda.preset, name) for name in ("sphereface", "l-softmax-mnist")])
 class TestState:
     def test_a_resumed_run_continues_bit_for_bit(self, make):
         through, first = make(), make()
