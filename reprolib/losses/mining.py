@@ -54,18 +54,6 @@ class TripletCounts(NamedTuple):
         return (self.semi_hard + self.hard) / self.total
 
 
-def pk_shape(labels: Tensor) -> tuple[int, int]:
-    """(P, K) of a batch in which P >= 2 classes have exactly K >= 2 samples each; ValueError otherwise."""
-    check_labels(labels, labels.numel() if isinstance(labels, Tensor) else 0)
-    _, counts = torch.unique(labels, return_counts=True)
-    if len(counts) < 2 or counts.min() < 2 or counts.min() != counts.max():
-        raise ValueError(
-            "labels must hold P >= 2 classes of K >= 2 samples each, "
-            f"got {len(counts)} classes of sizes {sorted(set(counts.tolist()))}"
-        )
-    return len(counts), int(counts[0])
-
-
 def number_of_triplets(classes: int, per_class: int) -> int:
     """Valid (anchor, positive, negative) triplets of a P x K batch: PK (K - 1)(PK - K)."""
     check_count(classes, "classes", low=2)
@@ -97,7 +85,8 @@ def anchor_positive_pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
     Raises ValueError if no class occurs twice or if there is only one class (no triplet can be formed).
     """
     check_labels(labels, labels.numel() if isinstance(labels, Tensor) else 0)
-    return tuple(same_class(labels).fill_diagonal_(False).nonzero(as_tuple=True))
+    anchor, positive = same_class(labels).fill_diagonal_(False).nonzero(as_tuple=True)
+    return anchor, positive
 
 
 def _uniform_index(count: Tensor, generator: torch.Generator | None) -> Tensor:
