@@ -145,11 +145,10 @@ def one_size(classes: int, arguments: argparse.Namespace) -> dict[str, Any]:
         settings["limit"] = limit
         result["limit_gib"] = round(limit / GIB, 2)
     peaks = result["peak"] = _memory(names, settings)
-    above = {name: entry.get("above_mib") for name, entry in peaks.items()}
-    known = {name: above[name] for name in PEERS if above.get(name) is not None}
-    leanest = min(known, key=lambda name: known[name], default=None)
+    above: dict[str, float] = {name: e["above_mib"] for name, e in peaks.items() if e.get("above_mib") is not None}
+    leanest = min((name for name in PEERS if name in above), key=lambda name: above[name], default=None)
     result["leanest_peer"] = leanest
-    result["memory_to_leanest_peer"] = ratio(above.get("ours"), known.get(leanest))
+    result["memory_to_leanest_peer"] = None if leanest is None else ratio(above.get("ours"), above[leanest])
     title = f"C = {classes:,}, B = {batch}, d = {dim}, float32, {torch.get_num_threads()} threads"
     for entry in result["timed"]:
         rows = [[name, value, entry["ours_to"].get(name)] for name, value in entry["seconds"].items()]
@@ -193,7 +192,9 @@ def draw(sizes: list[dict[str, Any]], path: Path) -> None:
         panels.append((title, label, {name: line for name, line in lines.items() if not all(map(math.isnan, line))}))
 
     for kind in kinds:
-        entries = [next((t["seconds"] for t in size["timed"] if t["features"] == kind), {}) for size in sizes]
+        entries: list[dict[str, Any]] = [
+            next((t["seconds"] for t in size["timed"] if t["features"] == kind), {}) for size in sizes
+        ]
         add(f"{kind} features", "seconds a step", [{n: v["median"] for n, v in entry.items()} for entry in entries])
     add(
         "memory", "MiB above W and its gradient", [{n: p.get("above_mib") for n, p in s["peak"].items()} for s in sizes]

@@ -8,6 +8,7 @@ cancel in the difference.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks.kit import alternate, count, in_child, mebibytes, peak_above, ratio, ratios, show, spread
 from benchmarks.peers import make_batch, step
 from reprolib import losses, models, training
-from reprolib.data import FaceDataset, fold_split, lfw_pairs, load_lfw, people_by_fold
+from reprolib.data import LfwDataset, fold_split, lfw_pairs, load_lfw, people_by_fold
 from reprolib.evaluation import PairList, mean_estimate, pair_cosines, read_pairs, roc_auc, verification_accuracy
 from reprolib.optim import SparseMomentumSGD
 from reprolib.training import TrainConfig
@@ -74,7 +75,7 @@ def memory(kind: str, classes: int, batch: int, dim: int) -> dict[str, Any]:
     return {"mib": mebibytes(rise)}
 
 
-def verify(features: Tensor, faces: FaceDataset, pairs: PairList, fold: int) -> dict[str, float]:
+def verify(features: Tensor, faces: LfwDataset, pairs: PairList, fold: int) -> dict[str, float]:
     """Accuracy (threshold from the other parts of the fold) and ROC area of the fold's pairs by the cosine."""
     chosen = np.flatnonzero(pairs.folds == fold)
     first, second = (faces.rows([keys[i] for i in chosen]) for keys in (pairs.first, pairs.second))
@@ -84,7 +85,7 @@ def verify(features: Tensor, faces: FaceDataset, pairs: PairList, fold: int) -> 
     return {"accuracy": float(result.accuracy), "auc": float(roc_auc(scores[same], scores[~same]))}
 
 
-def _runs(faces: FaceDataset, pairs: PairList, count: int, dim: int, config: TrainConfig) -> list[dict[str, Any]]:
+def _runs(faces: LfwDataset, pairs: PairList, count: int, dim: int, config: TrainConfig) -> list[dict[str, Any]]:
     people = people_by_fold(pairs.first, pairs.second, pairs.folds)
     shape = tuple(faces.images.shape[1:])
     runs = []
@@ -104,7 +105,7 @@ def _runs(faces: FaceDataset, pairs: PairList, count: int, dim: int, config: Tra
             began = time.perf_counter()
             trained = training.fit(
                 lambda: models.build("compact", dim, shape),
-                lambda kind=kind, classes=classes, seed=seed: make_head(kind, dim, classes, seed),
+                functools.partial(make_head, kind, dim, classes, seed),
                 images,
                 labels,
                 config,
@@ -138,7 +139,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(
     arguments: argparse.Namespace,
-    faces: FaceDataset | None = None,
+    faces: LfwDataset | None = None,
     pairs: PairList | None = None,
     config: TrainConfig = RECIPE,
 ) -> dict[str, Any]:

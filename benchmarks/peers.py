@@ -1,6 +1,6 @@
 """The heads that the benches compare, and the features they are given.
 
-Every head is a module whose `weight` is (classes, dim) and whose call is the mean loss of a batch. Two of the peers
+Every head is a module whose call is the mean loss of a batch. Two of the peers
 have no margin and do not normalise: they are the fastest softmax there is, not a substitute for a margin.
 """
 
@@ -64,18 +64,14 @@ class InsightFaceHead(RawSoftmax):
         return F.cross_entropy(logits * S, labels)
 
 
-class MetricLearningHead(RawSoftmax):
-    """`ArcFaceLoss` of pytorch-metric-learning; its own weight is (dim, classes)."""
+class MetricLearningHead(nn.Module):
+    """`ArcFaceLoss` of pytorch-metric-learning; its weight `loss.W` is (dim, classes)."""
 
     def __init__(self, dim: int, classes: int) -> None:
         from pytorch_metric_learning import losses
 
-        nn.Module.__init__(self)
+        super().__init__()
         self.loss = losses.ArcFaceLoss(classes, dim, margin=math.degrees(M), scale=S)
-
-    @property
-    def weight(self) -> Tensor:
-        return self.loss.W.t()
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         return self.loss(features, labels)
@@ -114,7 +110,7 @@ def built(name: str, weight: Tensor) -> nn.Module:
         head.loss.W, head.loss.num_classes = nn.Parameter(weight.t().contiguous()), len(weight)
     else:
         head.weight = nn.Parameter(weight.clone())
-        if hasattr(head, "num_classes"):
+        if isinstance(head, ArcFace):
             head.num_classes = len(weight)
     return head
 

@@ -38,7 +38,8 @@ def oracle(name: str, features: Tensor, labels: Tensor, weight: Tensor) -> tuple
     others = logits.scatter(1, index, -math.inf).logsumexp(dim=1)
     gap = others - own.squeeze(1)
     loss = (-F.logsigmoid(-gap)).mean()
-    return loss.detach(), *torch.autograd.grad(loss, (x, w))
+    by_features, by_weight = torch.autograd.grad(loss, (x, w))
+    return loss.detach(), by_features, by_weight
 
 
 def relative(value: Tensor, exact: Tensor) -> float | None:

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     rate: list[float] = []
     best: dict[str, np.ndarray] = {}
     functions: dict[str, Callable[[], object]] = {
-        OURS: lambda: rate.append(float(distractor_identification(images, mates, features)))
+        OURS: lambda: rate.append(np.asarray(distractor_identification(images, mates, features), dtype=float).item())
     }
     memory = {OURS: mebibytes(peak_above(functions[OURS]))}
     missing = None if installed("faiss") else "the package faiss is not installed"

@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     truth, scores = np.repeat([True, False], [len(genuine), len(impostor)]), np.concatenate((genuine, impostor))
     rates: dict[str, list[float]] = {}
     functions = {
-        OURS: lambda: rates.update({OURS: [float(rate) for rate in tar_at_far(genuine, impostor, FARS)]}),
+        OURS: lambda: rates.update({OURS: np.asarray(tar_at_far(genuine, impostor, FARS), dtype=float).tolist()}),
         SORT: lambda: rates.update({SORT: by_sorting(genuine, impostor)}),
         SKLEARN: lambda: rates.update({SKLEARN: by_scikit_learn(truth, scores, len(impostor))}),
     }

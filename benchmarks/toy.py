@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace, mnist: data.ImageDataset | None = None) -
         for seed in range(arguments.seeds):
             began = time.perf_counter()
             trained = training.fit(
-                lambda dim=chosen.dim: models.build("compact", dim),
+                functools.partial(models.build, "compact", chosen.dim),
                 chosen.make_loss,
                 mnist.train_images,
                 mnist.train_labels,
