@@ -9,6 +9,10 @@ For an anchor a, a positive p and a negative n, with squared distances D2 and ma
 A batch of B has O(B^3) triplets. Nothing here lists them: the negatives of an anchor are sorted once, and
 each anchor-positive pair finds its semi-hard interval by bisection, in O(B^2 log B) time and O(B^2) memory.
 Mining is not differentiable and runs without gradients; ties go to the smaller index.
+
+The hardest negative and the farthest positive of an anchor need no table of accurate distances: one matrix product
+screens all pairs with a proved bound on its error, and only the pairs that the bound leaves open are measured, in
+float64. The choice is that of the stored numbers themselves, at any norm.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import torch
 from torch import Tensor
 
 from reprolib._checks import check_choice, check_count, check_features, check_labels, check_number
-from reprolib.losses.distance import pairwise_squared_distance
+from reprolib.losses.distance import full_precision, pairwise_squared_distance
 
 EASY, SEMI_HARD, HARD = 0, 1, 2
 
@@ -48,18 +52,6 @@ class TripletCounts(NamedTuple):
     def active_fraction(self) -> float:
         """Share of the triplets whose hinge loss is above 0."""
         return (self.semi_hard + self.hard) / self.total
-
-
-def pk_shape(labels: Tensor) -> tuple[int, int]:
-    """(P, K) of a batch in which P >= 2 classes have exactly K >= 2 samples each; ValueError otherwise."""
-    check_labels(labels, labels.numel() if isinstance(labels, Tensor) else 0)
-    _, counts = torch.unique(labels, return_counts=True)
-    if len(counts) < 2 or counts.min() < 2 or counts.min() != counts.max():
-        raise ValueError(
-            "labels must hold P >= 2 classes of K >= 2 samples each, "
-            f"got {len(counts)} classes of sizes {sorted(set(counts.tolist()))}"
-        )
-    return len(counts), int(counts[0])
 
 
 def number_of_triplets(classes: int, per_class: int) -> int:
@@ -93,7 +85,8 @@ def anchor_positive_pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
     Raises ValueError if no class occurs twice or if there is only one class (no triplet can be formed).
     """
     check_labels(labels, labels.numel() if isinstance(labels, Tensor) else 0)
-    return tuple(same_class(labels).fill_diagonal_(False).nonzero(as_tuple=True))
+    anchor, positive = same_class(labels).fill_diagonal_(False).nonzero(as_tuple=True)
+    return anchor, positive
 
 
 def _uniform_index(count: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -117,20 +110,23 @@ def random_triplets(labels: Tensor, generator: torch.Generator) -> Triplets:
     return Triplets(anchor, positive, order[torch.where(draw < first, draw, draw + size)])
 
 
-def _distances(features: Tensor, labels: Tensor) -> Tensor:
+def _check_batch(features: Tensor, labels: Tensor) -> None:
     check_features(features)
     check_labels(labels, len(features))
-    distance = pairwise_squared_distance(features.detach())
-    if not torch.isfinite(distance).all():
-        raise ValueError(f"features are too large: their squared distances overflow {distance.dtype}")
-    return distance
+
+
+def _too_large(dtype: torch.dtype) -> ValueError:
+    return ValueError(f"features are too large: their squared distances overflow {dtype}")
 
 
 class _SortedNegatives:
     """Squared distances of all anchor-positive pairs against the sorted negatives of their anchors."""
 
     def __init__(self, features: Tensor, labels: Tensor) -> None:
-        distance = _distances(features, labels)
+        _check_batch(features, labels)
+        distance = pairwise_squared_distance(features.detach())
+        if not torch.isfinite(distance).all():
+            raise _too_large(distance.dtype)
         same = same_class(labels)
         self.negatives = (~same).sum(dim=1)
         self.values, self.order = distance.masked_fill(same, torch.inf).sort(dim=1, stable=True)
@@ -147,6 +143,76 @@ class _SortedNegatives:
         table = bound.new_zeros(len(self.values), self._width)
         table[self.anchor, self._slot] = bound
         return torch.searchsorted(self.values, table, right=inclusive)[self.anchor, self._slot]
+
+
+def _float32_products_are_exact() -> bool:
+    """Whether float32 products round sums only, not their factors (TF32 and bfloat16 round those, too)."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set by the newer switches, which this one cannot read
+        return False
+
+
+class _Screen:
+    """E_ij = ||x_j||^2 - 2 x_i.x_j, which orders the distances of a row i as ||x_i - x_j||^2 does, and its error.
+
+    The product is of x = (features - mean) 2^-k, so that a common shift costs nothing and no square overflows or
+    vanishes. With u the unit roundoff of the product, gamma_n = n u / (1 - n u), and M = max_j ||x_j||:
+    rounding the factors once, a sum of d products in any order, rounding ||x_j||^2 and the last sum give
+        |E_ij - exact| <= gamma_(d+4) (M^2 + 2 ||x_i|| M)                  (Higham 2002, sec. 3.1)
+    so the exact minimum of a row lies among the entries E_ij <= min_j E_ij + 2 bound_i, its maximum likewise. The
+    bound is computed with gamma_(d+8), which covers the rounding of the bound, the limit and underflow.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
+        _check_batch(features, labels)
+        self.dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+        self.exact = features.detach().double()
+        x = self.exact - self.exact.mean(dim=0)
+        peak = x.abs().max()
+        if not torch.isfinite(peak):
+            raise _too_large(self.dtype)
+        # the largest entry is brought to [1/2, 1); numbers below 2^-1000 are left small
+        x *= torch.exp2(-torch.frexp(peak).exponent.double().clamp_min(-1000))
+        norm = torch.linalg.vector_norm(x, dim=1)
+        largest = norm.max()
+        # E in float32 where its products are the sums that the bound is about
+        product = torch.float32 if _float32_products_are_exact() else torch.float64
+        u = torch.finfo(product).eps / 2
+        terms = features.shape[1] + 8
+        bound = terms * u / (1 - terms * u) * (largest.square() + 2 * norm * largest)
+        self._width = 2 * bound.unsqueeze(1).to(product)
+        x = x.to(product)
+        with full_precision(x):
+            self.table = torch.addmm(norm.square().to(product), x, x.T, alpha=-2)
+
+    def nearest(self, among: Tensor) -> Tensor:
+        """For each row the column with the least distance of those in `among` (B, B) bool; B where there is none."""
+        limit = self.table.masked_fill(~among, torch.inf).amin(dim=1, keepdim=True) + self._width
+        return self._select((self.table <= limit).logical_and_(among), "amin")
+
+    def farthest(self, among: Tensor) -> Tensor:
+        """The same with the largest distance."""
+        limit = self.table.masked_fill(~among, -torch.inf).amax(dim=1, keepdim=True) - self._width
+        return self._select((self.table >= limit).logical_and_(among), "amax")
+
+    def _select(self, candidates: Tensor, extreme: str) -> Tensor:
+        row, column = candidates.nonzero(as_tuple=True)
+        squared = self._squared_distances(row, column)
+        best = squared.new_zeros(len(candidates)).scatter_reduce(0, row, squared, extreme, include_self=False)
+        if not torch.isfinite(best.to(self.dtype)).all():
+            raise _too_large(self.dtype)
+        tied = squared == best[row]
+        first = row.new_full((len(candidates),), len(candidates))
+        return first.scatter_reduce(0, row[tied], column[tied], "amin")
+
+    def _squared_distances(self, row: Tensor, column: Tensor) -> Tensor:
+        x = self.exact
+        if 8 * len(row) > len(x) ** 2:  # near-duplicates at large: all pairs at once are cheaper
+            return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")[row, column].square()
+        at_once = max(1, 2**19 // x.shape[1])  # 4 MiB
+        blocks = zip(row.split(at_once), column.split(at_once), strict=True)
+        return torch.cat([(x[i] - x[j]).square_().sum(dim=1) for i, j in blocks])
 
 
 @torch.no_grad()
@@ -178,25 +244,22 @@ def semi_hard_triplets(
 @torch.no_grad()
 def hardest_triplets(features: Tensor, labels: Tensor) -> Triplets:
     """Every anchor-positive pair with its anchor's hardest negative, argmin_n D2_an (FaceNet sec. 3.2)."""
-    distance = _distances(features, labels)
-    nearest = distance.masked_fill(same_class(labels), torch.inf).argmin(dim=1)
+    screen, same = _Screen(features, labels), same_class(labels)
     anchor, positive = anchor_positive_pairs(labels)
-    return Triplets(anchor, positive, nearest[anchor])
+    return Triplets(anchor, positive, screen.nearest(~same)[anchor])
 
 
 @torch.no_grad()
 def batch_hard_triplets(features: Tensor, labels: Tensor) -> Triplets:
     """One triplet per anchor: farthest positive and nearest negative (Hermans, Beyer and Leibe 2017, eq. 5).
 
-    In a P x K batch every sample is an anchor. In any other batch the samples without a positive are left
-    out.
+    `features` (B, d), `labels` (B,). Exact: the distances that decide are those of the numbers given, in float64. In
+    a P x K batch every sample is an anchor. In any other batch the samples without a positive are left out.
     """
-    distance = _distances(features, labels)
-    same = same_class(labels)
-    negative = distance.masked_fill(same, torch.inf).argmin(dim=1)
-    others = same.fill_diagonal_(False)
-    positive = distance.masked_fill(~others, -1.0).argmax(dim=1)
-    anchor = others.any(dim=1).nonzero().squeeze(1)
+    screen, same = _Screen(features, labels), same_class(labels)
+    negative = screen.nearest(~same)
+    positive = screen.farthest(same.fill_diagonal_(False))
+    anchor = same.any(dim=1).nonzero().squeeze(1)
     return Triplets(anchor, positive[anchor], negative[anchor])
 
 

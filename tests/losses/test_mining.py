@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning import distances, miners
 
+from reprolib.losses import mining
 from reprolib.losses.metric import triplet_loss
 from reprolib.losses.mining import (
     EASY,
@@ -19,7 +22,6 @@ from reprolib.losses.mining import (
     count_triplets,
     hardest_triplets,
     number_of_triplets,
-    pk_shape,
     random_triplets,
     semi_hard_triplets,
     triplet_category,
@@ -123,6 +125,133 @@ class TestAgainstBruteForce:
         assert sorted(rows(batch_hard_triplets(features, labels))) == sorted(rows(theirs))
 
 
+def exact_squares(features: torch.Tensor) -> list[list[Fraction]]:
+    """Squared distances of the stored numbers without any rounding."""
+    x = [[Fraction(v) for v in row] for row in features.double().tolist()]
+    return [[sum(((u - v) ** 2 for u, v in zip(a, b, strict=True)), Fraction(0)) for b in x] for a in x]
+
+
+def hard_by_fractions(features: torch.Tensor, labels: torch.Tensor) -> list[tuple[int, int, int]]:
+    squares, y = exact_squares(features), labels.tolist()
+    found = []
+    for a, row in enumerate(squares):
+        positives = [j for j in range(len(y)) if j != a and y[j] == y[a]]
+        negatives = [j for j in range(len(y)) if y[j] != y[a]]
+        if positives:
+            # max and min keep the first of equals
+            found.append((a, max(positives, key=row.__getitem__), min(negatives, key=row.__getitem__)))
+    return found
+
+
+def near_duplicates(kind: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Batches whose distances the expansion alone cannot order."""
+    generator = torch.Generator().manual_seed(11)
+    rows, dim = 24, 6
+    noise = torch.randn(rows, dim, generator=generator, dtype=torch.float64)
+    base = torch.randn(6, dim, generator=generator, dtype=torch.float64)[torch.arange(rows) % 6]
+    features = {
+        "duplicates": base + 1e-4 * noise,
+        "common shift": 1e4 + 1e-2 * noise,
+        "large norms": 1e5 * (base + 1e-5 * noise),
+        "mixed norms": noise * torch.logspace(-4, 4, rows, dtype=torch.float64).unsqueeze(1),
+        "last digits": 1 + torch.randint(0, 3, (rows, dim), generator=generator) * 2.0**-23,
+        "tiny": 1e-18 * noise,
+        "huge": 1e15 * noise,
+        "equal": torch.ones(rows, dim, dtype=torch.float64),
+    }[kind]
+    return features.to(dtype), torch.arange(rows) % 5
+
+
+KINDS = ("duplicates", "common shift", "large norms", "mixed norms", "last digits", "tiny", "huge", "equal")
+
+
+class TestScreen:
+    """Batch-hard and hardest by one product, a bound, and the pairs that it leaves open."""
+
+    @pytest.mark.parametrize("precision", ["highest", "medium"])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_exact_where_the_expansion_is_blind(self, kind, dtype, precision):
+        features, labels = near_duplicates(kind, dtype)
+        expected = hard_by_fractions(features, labels)
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(precision)
+        try:
+            assert rows(batch_hard_triplets(features, labels)) == expected
+            nearest = {a: n for a, _, n in expected}
+            assert all(nearest[a] == n for a, _, n in rows(hardest_triplets(features, labels)))
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    def test_the_expansion_alone_would_err(self):
+        wrong = 0
+        for kind in ("duplicates", "common shift", "large norms", "last digits"):
+            features, labels = near_duplicates(kind, torch.float32)
+            table = mining.pairwise_squared_distance(features, method="expansion")
+            nearest = table.masked_fill(labels.unsqueeze(1) == labels, torch.inf).argmin(dim=1)
+            wrong += sum(n != int(nearest[a]) for a, _, n in hard_by_fractions(features, labels))
+        assert wrong > 20
+
+    @pytest.mark.parametrize("dim", [3, 40])
+    @pytest.mark.parametrize("kind", ["unit", *KINDS])
+    def test_the_bound_holds(self, kind, dim):
+        features, labels = near_duplicates(kind if kind != "unit" else "duplicates", torch.float32)
+        if kind == "unit":
+            features = torch.nn.functional.normalize(features)
+        features = features.repeat(1, -(-dim // 6))[:, :dim]
+        screen = mining._Screen(features, labels)
+        # the table is of (features - mean) 2^-k: recover both exactly, then compare in rationals
+        mean = [Fraction(v) for v in features.double().mean(dim=0).tolist()]
+        centred = [[Fraction(v) - m for v, m in zip(row, mean, strict=True)] for row in features.double().tolist()]
+        peak = max(abs(v) for row in centred for v in row)
+        scale = Fraction(1)
+        while peak * scale >= 1:
+            scale /= 2
+        while 0 < peak * scale < Fraction(1, 2):
+            scale *= 2
+        x = [[v * scale for v in row] for row in centred]
+        for i, row in enumerate(screen.table.tolist()):
+            for j, value in enumerate(row):
+                exact = sum((v * v for v in x[j]), Fraction(0)) - 2 * sum(
+                    (u * v for u, v in zip(x[i], x[j], strict=True)), Fraction(0)
+                )
+                assert abs(Fraction(value) - exact) <= Fraction(float(screen._width[i])) / 2
+
+    def test_few_pairs_are_measured_and_many_are_measured_at_once(self, monkeypatch):
+        measured, plain = [], mining._Screen._squared_distances
+
+        def counting(self, row, column):
+            measured.append(len(row))
+            return plain(self, row, column)
+
+        monkeypatch.setattr(mining._Screen, "_squared_distances", counting)
+        labels = torch.arange(30).repeat_interleave(10)
+        features = torch.randn(300, 32, generator=torch.Generator().manual_seed(0))
+        batch_hard_triplets(features, labels)
+        assert all(300 <= count <= 330 for count in measured)
+        batch_hard_triplets(torch.ones(300, 32), labels)
+        assert measured[2:] == [300 * 290, 300 * 9]
+
+    def test_products_of_unknown_precision_are_taken_in_float64(self, monkeypatch):
+        def mixed():
+            raise RuntimeError("a mix of the old and the new switches")
+
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", mixed)
+        features, labels = near_duplicates("duplicates", torch.float32)
+        assert mining._Screen(features, labels).table.dtype == torch.float64
+
+    def test_samples_without_a_positive_are_left_out(self):
+        features = torch.tensor([[0.0], [1.0], [5.0], [2.0]])
+        assert rows(batch_hard_triplets(features, torch.tensor([0, 0, 1, 2]))) == [(0, 1, 3), (1, 0, 3)]
+
+    @pytest.mark.parametrize("mine", [batch_hard_triplets, hardest_triplets])
+    def test_overflow_is_said(self, mine):
+        features = torch.tensor([[1.0], [-1.0], [0.5], [-0.5]], dtype=torch.float64)
+        for size in (1e160, 1.5e308):
+            with pytest.raises(ValueError, match=r"squared distances overflow torch\.float64"):
+                mine(size * features, torch.tensor([0, 0, 1, 1]))
+
+
 # Multiples of 1/4 are exact in float32, so that ties and the edges of the margin are hit and decided exactly.
 GRID = st.integers(0, 12).map(lambda k: k / 4)
 
@@ -172,9 +301,8 @@ class TestPartition:
 
 class TestHelpers:
     @pytest.mark.parametrize(("classes", "per_class"), [(2, 2), (3, 4), (5, 2)])
-    def test_number_of_triplets_and_shape(self, classes, per_class):
+    def test_number_of_triplets(self, classes, per_class):
         labels = torch.arange(classes).repeat(per_class) * 7
-        assert pk_shape(labels) == (classes, per_class)
         expected = len(brute_force(torch.zeros(len(labels), 1), labels))
         assert number_of_triplets(classes, per_class) == expected
         assert len(anchor_positive_pairs(labels)[0]) == len(labels) * (per_class - 1)
@@ -288,10 +416,6 @@ class TestWrongInput:
             mine(self.features, torch.zeros_like(self.labels))
 
     def test_helpers(self):
-        with pytest.raises(ValueError, match="P >= 2 classes of K >= 2"):
-            pk_shape(torch.tensor([0, 0, 1, 1, 1]))
-        with pytest.raises(ValueError, match="P >= 2 classes of K >= 2"):
-            pk_shape(torch.tensor([0, 0]))
         with pytest.raises(ValueError, match="per_class must be an integer >= 2"):
             number_of_triplets(3, 1)
         with pytest.raises(TypeError, match="classes must be an integer"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -11,18 +12,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from benchmarks.kit import count, show
 from reprolib import data, losses, models, training
-from reprolib.benchmarks.measure import option, table
 from reprolib.training import TrainConfig
-
-SEEDS = 5
 
 # The recipe of the toys: plain softmax first, then scale and margin rise on the circle (notebooks 01 to 05).
 RAMP: dict[str, Any] = {"epochs": 5, "plain": 0.7, "ramp_end": 0.95}
 
 
 class Toy(NamedTuple):
-    """A loss on embeddings of ``dim`` components, how it is trained, and the accuracy wanted."""
+    """A loss on embeddings of `dim` components, how it is trained, and the accuracy wanted."""
 
     dim: int
     make_loss: Callable[[], nn.Module]
@@ -48,23 +47,25 @@ TOYS: dict[str, Toy] = {
 }
 
 
-def toy(arguments: argparse.Namespace, mnist: data.ImageDataset | None = None) -> dict[str, Any]:
-    """Test accuracy and seconds of the MNIST toy for each loss over ``--seeds`` seeds, with the accuracy wanted."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Seeds and losses."""
+    parser.add_argument("--seeds", type=count, default=5, metavar="N", help="default: 5")
+    parser.add_argument("--only", nargs="+", choices=list(TOYS), default=list(TOYS), metavar="LOSS")
+
+
+def run(arguments: argparse.Namespace, mnist: data.ImageDataset | None = None) -> dict[str, Any]:
+    """Test accuracy and seconds of the MNIST toy for each loss over `--seeds` seeds, with the accuracy wanted."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    names = option(arguments, "only", list(TOYS))
-    for name in names:
-        if name not in TOYS:
-            raise ValueError(f"unknown toy {name!r}; toys are {', '.join(TOYS)}")
     mnist = data.load("mnist", device=device) if mnist is None else mnist
-    result: dict[str, Any] = {"device": device.type, "threads": torch.get_num_threads()}
+    result: dict[str, Any] = {"device": device.type}
     rows = []
-    for name in names:
+    for name in arguments.only:
         chosen = TOYS[name]
         accuracies, seconds = [], []
-        for seed in range(option(arguments, "seeds", SEEDS)):
+        for seed in range(arguments.seeds):
             began = time.perf_counter()
             trained = training.fit(
-                lambda dim=chosen.dim: models.build("compact", dim),
+                functools.partial(models.build, "compact", chosen.dim),
                 chosen.make_loss,
                 mnist.train_images,
                 mnist.train_labels,
@@ -81,5 +82,5 @@ def toy(arguments: argparse.Namespace, mnist: data.ImageDataset | None = None) -
         reached = sum(accuracy >= chosen.wanted for accuracy in accuracies)
         result[name] = {"accuracy": accuracies, "wanted": chosen.wanted, "seeds_reached": reached, "seconds": seconds}
         rows.append([name, min(accuracies), max(accuracies), chosen.wanted, f"{reached} of {len(accuracies)}"])
-    table("MNIST toys", ["loss", "lowest", "highest", "wanted", "seeds that reach it"], rows)
+    show("MNIST toys", ["loss", "lowest", "highest", "wanted", "seeds that reach it"], rows)
     return result

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.kit import count, ratio, show
 from reprolib import data, losses, models, training
-from reprolib.benchmarks.measure import option, ratio, table
 from reprolib.training import TrainConfig
 
 WANTED = 0.98
-LIMIT = 200.0
 CHECK_EVERY = 100
 # Softmax on the compact network, as in the toy, but a shorter run at a higher learning rate.
 RECIPE = TrainConfig(epochs=2, lr=0.1)
@@ -60,13 +59,15 @@ def _center_loss(features: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
 
 
 def popular_loop(mnist: data.ImageDataset, limit: float, batch: int = 128) -> dict[str, Any]:
-    """Train the popular way until 98 % or for ``limit`` seconds of training; tests of the accuracy are not counted."""
+    """Train the popular way until 98 % or for `limit` seconds of training; tests of the accuracy are not counted."""
     torch.manual_seed(0)
     net, centers = _PopularNet(), nn.Parameter(torch.randn(10, 2))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
     optimizer_centers = torch.optim.SGD([centers], lr=0.5)
     loader = DataLoader(_Images(mnist.train_images, mnist.train_labels), batch_size=batch, shuffle=True)
-    spent, batches, curve, reached = 0.0, 0, [], None
+    spent, batches = 0.0, 0
+    curve: list[list[float]] = []
+    reached: float | None = None
 
     @torch.no_grad()
     def accuracy() -> float:
@@ -136,19 +137,26 @@ def our_way(mnist: data.ImageDataset, seeds: int, config: TrainConfig = RECIPE) 
     }
 
 
-def popular(arguments: argparse.Namespace, mnist: data.ImageDataset | None = None) -> dict[str, Any]:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Seeds of our side, and how long the popular loop may run."""
+    parser.add_argument("--seeds", type=count, default=1, metavar="N", help="runs of ours (default: 1)")
+    parser.add_argument(
+        "--limit", type=float, default=200.0, metavar="SECONDS", help="of the popular loop (default: 200)"
+    )
+
+
+def run(arguments: argparse.Namespace, mnist: data.ImageDataset | None = None) -> dict[str, Any]:
     """Both ways on the same cores, one after the other; where the popular loop does not arrive, what that bounds.
 
-    ``ratio_at_least`` is measured: time spent without arriving over our time. ``ratio_if_epochs`` says what the ratio
+    `ratio_at_least` is measured: time spent without arriving over our time. `ratio_if_epochs` says what the ratio
     would be if the popular loop needed that many epochs; its authors run 100.
     """
     mnist = data.load("mnist") if mnist is None else mnist
-    ours = our_way(mnist, option(arguments, "seeds", 1))
-    theirs = popular_loop(mnist, float(option(arguments, "limit", LIMIT)))
+    ours = our_way(mnist, arguments.seeds)
+    theirs = popular_loop(mnist, arguments.limit)
     mine = ours["seconds_to_98"]
     arrived = theirs["seconds_to_98"]
     result = {
-        "threads": torch.get_num_threads(),
         "wanted": WANTED,
         "ours": ours,
         "popular": theirs,
@@ -166,7 +174,7 @@ def popular(arguments: argparse.Namespace, mnist: data.ImageDataset | None = Non
             theirs["seconds_per_epoch"],
         ],
     ]
-    table(
+    show(
         f"2-D MNIST to {WANTED:.0%}, {torch.get_num_threads()} threads",
         ["", "seconds spent", "accuracy", "seconds to 98 %", "seconds an epoch"],
         rows,

@@ -8,6 +8,7 @@ cancel in the difference.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -17,18 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.kit import alternate, count, in_child, mebibytes, peak_above, ratio, ratios, show, spread
+from benchmarks.peers import make_batch, step
 from reprolib import losses, models, training
-from reprolib.benchmarks.heads import make_batch, step
-from reprolib.benchmarks.measure import MIB, alternate, in_child, median, option, peak_above, ratio, table
-from reprolib.data import FaceDataset, fold_split, lfw_pairs, load_lfw, people_by_fold
+from reprolib.data import LfwDataset, fold_split, lfw_pairs, load_lfw, people_by_fold
 from reprolib.evaluation import PairList, mean_estimate, pair_cosines, read_pairs, roc_auc, verification_accuracy
 from reprolib.optim import SparseMomentumSGD
 from reprolib.training import TrainConfig
 
 RATE = 0.1
-RUNS = 5
 SIDE = 32
-DIM = 64
 SCALE, MARGIN = 24.0, 0.2
 # parts of a fold of 600 pairs, each judged with the best threshold of the others
 PARTS = 10
@@ -37,7 +36,7 @@ FULL, PARTIAL = "full", "Partial FC"
 
 
 def make_head(kind: str, dim: int, classes: int, seed: int = 0, sparse: bool = False) -> losses.ArcFace:
-    """ArcFace over all classes, or over the batch's and a share ``RATE`` in all."""
+    """ArcFace over all classes, or over the batch's and a share `RATE` in all."""
     sampler = losses.PartialFC(RATE, seed=seed) if kind == PARTIAL else None
     return losses.ArcFace(
         dim, classes, m=MARGIN, scale=SCALE, sampler=sampler, sparse_grad=sparse and sampler is not None
@@ -46,36 +45,37 @@ def make_head(kind: str, dim: int, classes: int, seed: int = 0, sparse: bool = F
 
 def head_steps(classes: int, batch: int, dim: int) -> dict[str, Callable[[], None]]:
     """One training step of each head alone: loss, gradients, and SGD with momentum on the class weights."""
-    features, labels = make_batch(batch, dim, classes)
+    features, labels, _ = make_batch("random", batch, dim, classes)
     functions: dict[str, Callable[[], None]] = {}
     for kind in (FULL, PARTIAL):
         head = make_head(kind, dim, classes, sparse=True)
+        optimizer: torch.optim.Optimizer
         if kind == PARTIAL:
-            optimizer: torch.optim.Optimizer = SparseMomentumSGD(head.parameters(), lr=0.01)
-            optimizer.attach(head)
+            optimizer = sparse = SparseMomentumSGD(head.parameters(), lr=0.01)
+            sparse.attach(head)
         else:
             optimizer = torch.optim.SGD(head.parameters(), lr=0.01, momentum=0.9)
 
-        def run(head: nn.Module = head, optimizer: torch.optim.Optimizer = optimizer) -> None:
+        def one(head: nn.Module = head, optimizer: torch.optim.Optimizer = optimizer) -> None:
             step(head, features, labels)
             optimizer.step()
 
-        functions[kind] = run
+        functions[kind] = one
     return functions
 
 
 def memory(kind: str, classes: int, batch: int, dim: int) -> dict[str, Any]:
     """Peak MiB of forward and backward above the weights and inputs, gradient included; run in a fresh process."""
-    features, labels = make_batch(batch, dim, classes)
+    features, labels, _ = make_batch("random", batch, dim, classes)
     # libraries load, and threads start, at the first step; a small one keeps that out of the account
     step(make_head(kind, dim, 300, sparse=True), features, labels % 300)
     head = make_head(kind, dim, classes, sparse=True)
     features.grad = None
     rise = peak_above(lambda: step(head, features, labels))
-    return {"mib": None if rise is None else round(rise / MIB, 1)}
+    return {"mib": mebibytes(rise)}
 
 
-def verify(features: Tensor, faces: FaceDataset, pairs: PairList, fold: int) -> dict[str, float]:
+def verify(features: Tensor, faces: LfwDataset, pairs: PairList, fold: int) -> dict[str, float]:
     """Accuracy (threshold from the other parts of the fold) and ROC area of the fold's pairs by the cosine."""
     chosen = np.flatnonzero(pairs.folds == fold)
     first, second = (faces.rows([keys[i] for i in chosen]) for keys in (pairs.first, pairs.second))
@@ -85,7 +85,7 @@ def verify(features: Tensor, faces: FaceDataset, pairs: PairList, fold: int) -> 
     return {"accuracy": float(result.accuracy), "auc": float(roc_auc(scores[same], scores[~same]))}
 
 
-def _runs(faces: FaceDataset, pairs: PairList, count: int, dim: int, config: TrainConfig) -> list[dict[str, Any]]:
+def _runs(faces: LfwDataset, pairs: PairList, count: int, dim: int, config: TrainConfig) -> list[dict[str, Any]]:
     people = people_by_fold(pairs.first, pairs.second, pairs.folds)
     shape = tuple(faces.images.shape[1:])
     runs = []
@@ -105,7 +105,7 @@ def _runs(faces: FaceDataset, pairs: PairList, count: int, dim: int, config: Tra
             began = time.perf_counter()
             trained = training.fit(
                 lambda: models.build("compact", dim, shape),
-                lambda kind=kind, classes=classes, seed=seed: make_head(kind, dim, classes, seed),
+                functools.partial(make_head, kind, dim, classes, seed),
                 images,
                 labels,
                 config,
@@ -129,29 +129,34 @@ def _runs(faces: FaceDataset, pairs: PairList, count: int, dim: int, config: Tra
     return runs
 
 
-def partial_fc(
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Runs, sizes and rounds."""
+    parser.add_argument("--seeds", type=count, default=5, metavar="N", help="runs, at most one a fold (default: 5)")
+    parser.add_argument("--dim", type=count, default=64, metavar="D", help="the embedding's dimension")
+    parser.add_argument("--batch", type=count, default=512, metavar="B", help="batch of the head's measured step")
+    parser.add_argument("--rounds", type=count, default=7, metavar="N", help="timed rounds of the head (default: 7)")
+
+
+def run(
     arguments: argparse.Namespace,
-    faces: FaceDataset | None = None,
+    faces: LfwDataset | None = None,
     pairs: PairList | None = None,
     config: TrainConfig = RECIPE,
 ) -> dict[str, Any]:
     """Verification by both heads on the same seeds and folds, with the interval of the difference; time and memory.
 
-    ``--seeds`` runs (default 5, at most one a fold), ``--dim`` the embedding's dimension; ``--batch`` is that of the
-    head's measured step (default 512). Raises ``DataUnavailable`` without LFW.
+    Raises `DataUnavailable` without LFW.
     """
-    count, dim, batch = option(arguments, "seeds", RUNS), option(arguments, "dim", DIM), option(arguments, "batch", 512)
+    seeds, dim, batch = arguments.seeds, arguments.dim, arguments.batch
     faces = load_lfw(size=SIDE, grey=True) if faces is None else faces
     pairs = read_pairs(lfw_pairs()) if pairs is None else pairs
-    if not 2 <= count <= pairs.fold_count:
-        raise ValueError(f"the number of runs must be from 2 to {pairs.fold_count}, one a fold, got {count}")
-    runs = _runs(faces, pairs, count, dim, config)
+    if not 2 <= seeds <= pairs.fold_count:
+        raise ValueError(f"the number of runs must be from 2 to {pairs.fold_count}, one a fold, got {seeds}")
+    runs = _runs(faces, pairs, seeds, dim, config)
     classes = min(run["identities"] for run in runs)
-    seconds = alternate(head_steps(classes, batch, dim), option(arguments, "repeats", 7))
+    seconds = alternate(head_steps(classes, batch, dim), arguments.rounds)
     peaks = {
-        kind: in_child(
-            "reprolib.benchmarks.partial_fc", "memory", dict(kind=kind, classes=classes, batch=batch, dim=dim)
-        )
+        kind: in_child("benchmarks.partial_fc", "memory", dict(kind=kind, classes=classes, batch=batch, dim=dim))
         for kind in (FULL, PARTIAL)
     }
     difference = {
@@ -160,9 +165,9 @@ def partial_fc(
     }
     head = {
         kind: {
-            "seconds": median(seconds[kind]),
+            "seconds": spread(seconds[kind]),
             **{("memory_" + key): value for key, value in peaks[kind].items()},
-            "training_step_seconds": median(run[kind]["step_seconds"] for run in runs),
+            "training_step_seconds": spread(run[kind]["step_seconds"] for run in runs),
         }
         for kind in (FULL, PARTIAL)
     }
@@ -179,8 +184,8 @@ def partial_fc(
         ]
         for kind in mean
     ]
-    table(
-        f"LFW, {classes:,} identities or more, {count} runs, r = {RATE}, head measured at B = {batch}, d = {dim}",
+    show(
+        f"LFW, {classes:,} identities or more, {seeds} runs, r = {RATE}, head measured at B = {batch}, d = {dim}",
         ["", "accuracy %", "ROC area", "head s a step", "head MiB", "training s a step"],
         rows,
     )
@@ -198,14 +203,13 @@ def partial_fc(
         "margin": MARGIN,
         "scale": SCALE,
         "config": config.describe(),
-        "threads": torch.get_num_threads(),
         "classes_least": classes,
         "mean": mean,
         "difference": difference,
         "within_noise": difference["accuracy"]["low"] <= 0.0 <= difference["accuracy"]["high"],
         "head_batch": batch,
         "head": head,
-        "time_ratio": ratio(head[PARTIAL]["seconds"], head[FULL]["seconds"]),
+        "time_ratio": ratios(seconds[PARTIAL], seconds[FULL]),
         "memory_ratio": ratio(head[PARTIAL].get("memory_mib"), head[FULL].get("memory_mib")),
         "runs": runs,
     }

@@ -1,0 +1,208 @@
+"""Classification heads: time, memory and error of a training step, ours against what people use.
+
+Forward and backward pass of every head, alternating in one process, on random and on trained-like features; the
+memory of each in a fresh process; the float32 error against float64 by the angle to the own class. Sizes too large
+for rounds (batch times classes above 1e8) get one step each, in a process that may hold --limit GiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import floor, precision
+from benchmarks.kit import (
+    GIB,
+    alternate,
+    available_bytes,
+    count,
+    fastest,
+    in_child,
+    is_out_of_memory,
+    limit_memory,
+    mebibytes,
+    peak_above,
+    ratio,
+    ratios,
+    show,
+    spread,
+    status_bytes,
+    three_digits,
+)
+from benchmarks.peers import HEADS, PEERS, RAW_PEERS, built, make_batch, missing, shares_above, step
+
+CLASSES = (1_000, 10_572, 85_742, 1_000_000)
+FLOOR, PLAIN_PRODUCTS = "floor of three products", "three products"
+LARGEST_TIMED = 10**8
+KINDS = ("random", "trained")
+DEFAULT = tuple(name for name in HEADS if name != "ours, reference")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Sizes, rounds and heads."""
+    parser.add_argument("--classes", type=count, nargs="+", default=list(CLASSES), metavar="C")
+    parser.add_argument("--batch", type=count, default=512, metavar="B")
+    parser.add_argument("--dim", type=count, default=512, metavar="D")
+    parser.add_argument("--rounds", type=count, default=5, metavar="N", help="timed rounds (default: 5)")
+    parser.add_argument("--features", nargs="+", choices=KINDS, default=list(KINDS), help="default: both")
+    parser.add_argument("--only", nargs="+", choices=list(HEADS), default=list(DEFAULT), metavar="HEAD")
+    parser.add_argument("--limit", type=float, default=8.0, metavar="GIB", help="for sizes too large for rounds")
+    parser.add_argument("--error-classes", type=count, default=4_000, metavar="C", help="classes of the error's part")
+
+
+def peak(name: str, classes: int, batch: int, dim: int, limit: int | None = None) -> dict[str, Any]:
+    """Peak memory of one step above weights, their gradient and the inputs; run in a fresh process.
+
+    Every head comes without a gradient and makes its own, whose bytes are taken off. With `limit` the process may hold
+    that many bytes in all.
+    """
+    # libraries load, and threads start, at the first step; a small one keeps that out of the account
+    features, labels, weight = make_batch("random", batch, dim, 8)
+    step(built(name, weight), features, labels)
+    if limit is not None:
+        limit_memory(limit)
+    try:
+        head = HEADS[name](dim, classes)
+        labels = torch.randint(classes, (batch,), generator=torch.Generator().manual_seed(0))
+        features.grad = None
+        began = time.perf_counter()
+        rise = peak_above(lambda: step(head, features, labels))
+        seconds = time.perf_counter() - began
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return {"failed": "more memory" if limit is None else f"needs more than {limit / GIB:.3g} GiB"}
+    gradients = [p.grad for p in (*head.parameters(), features) if p.grad is not None]
+    held = sum((g._values() if g.is_sparse else g).nbytes for g in gradients)
+    total = status_bytes("VmHWM")
+    return {
+        "above_mib": None if rise is None else mebibytes(max(0, rise - held)),
+        "peak_gib": None if total is None else round(total / GIB, 2),
+        "seconds": three_digits(seconds),
+    }
+
+
+def _fits(name: str, classes: int, batch: int, dim: int) -> bool:
+    """Whether the machine can hold the head's weight, gradient and, for one that keeps them, its logits."""
+    logits = 0 if name.startswith("ours") and "reference" not in name else 5 * batch * classes
+    return 4 * (4 * classes * dim + logits) < 0.8 * available_bytes()
+
+
+def timed(kind: str, classes: int, batch: int, dim: int, rounds: int, names: Sequence[str]) -> dict[str, Any]:
+    """Rounds of one step of each head, on one kind of features; with the floor of the three products."""
+    features, labels, weight = make_batch(kind, batch, dim, classes)
+    left_out = {name: reason for name in names if (reason := missing(name)) is not None}
+    for name in names:
+        if name not in left_out and not _fits(name, classes, batch, dim):
+            left_out[name] = "not enough memory"
+    heads = {name: built(name, weight) for name in names if name not in left_out}
+    # the first step, which also warms up
+    loss = {name: float(step(head, features, labels)) for name, head in heads.items()}
+    functions: dict[str, Any] = {name: lambda head=head: step(head, features, labels) for name, head in heads.items()}
+    products = floor.products(features, weight)
+    seconds = alternate({**functions, **products}, rounds, warm_up=0)
+    lowest, plain, each = floor.floors({name: seconds.pop(name) for name in products})
+    seconds |= {FLOOR: lowest, PLAIN_PRODUCTS: plain}
+    mine = seconds.get("ours")
+    return {
+        "features": kind,
+        "share_above_2^-12_2^-24": shares_above(features, labels, weight),
+        "seconds": {name: spread(values) for name, values in seconds.items()},
+        "ours_to": {name: ratios(mine, values) for name, values in seconds.items() if name != "ours"},
+        "best_peer": fastest(seconds, PEERS),
+        "best_raw_peer": fastest(seconds, RAW_PEERS),
+        "products": each,
+        "loss": loss,
+        "left_out": left_out,
+    }
+
+
+def _memory(names: Sequence[str], settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"failed": reason} if (reason := missing(name)) is not None else in_child(
+            "benchmarks.heads", "peak", {"name": name, **settings}
+        )
+        for name in names
+    }  # fmt: skip
+
+
+def one_size(classes: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time (where rounds are affordable) and memory of all heads at one number of classes."""
+    batch, dim, names = arguments.batch, arguments.dim, arguments.only
+    settings: dict[str, Any] = {"classes": classes, "batch": batch, "dim": dim}
+    rounds_fit = classes * batch <= LARGEST_TIMED
+    result: dict[str, Any] = {"classes": classes, "timed": []}
+    if rounds_fit:
+        result["timed"] = [timed(kind, **settings, rounds=arguments.rounds, names=names) for kind in arguments.features]
+    else:
+        limit = int(min(arguments.limit * GIB, 0.92 * available_bytes()))
+        settings["limit"] = limit
+        result["limit_gib"] = round(limit / GIB, 2)
+    peaks = result["peak"] = _memory(names, settings)
+    above: dict[str, float] = {name: e["above_mib"] for name, e in peaks.items() if e.get("above_mib") is not None}
+    leanest = min((name for name in PEERS if name in above), key=lambda name: above[name], default=None)
+    result["leanest_peer"] = leanest
+    result["memory_to_leanest_peer"] = None if leanest is None else ratio(above.get("ours"), above[leanest])
+    title = f"C = {classes:,}, B = {batch}, d = {dim}, float32, {torch.get_num_threads()} threads"
+    for entry in result["timed"]:
+        rows = [[name, value, entry["ours_to"].get(name)] for name, value in entry["seconds"].items()]
+        show(f"{title}, {entry['features']} features", ["head", "seconds a step", "ours to it"], rows)
+    rows = [[name, *map(entry.get, ("above_mib", "peak_gib", "seconds", "failed"))] for name, entry in peaks.items()]
+    show(f"{title}: one step in a fresh process", ["head", "MiB above", "GiB in all", "seconds", ""], rows)
+    return result
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All sizes and the errors; with --output a figure of time and memory against the number of classes."""
+    error = precision.measured(arguments.error_classes, arguments.dim)
+    sizes = [one_size(classes, arguments) for classes in arguments.classes]
+    if arguments.output is not None:
+        draw(sizes, arguments.output / "heads.png")
+    keys = ("batch", "dim", "rounds")
+    return {
+        **{key: getattr(arguments, key) for key in keys},
+        "torch": torch.__version__,
+        "error": error,
+        "sizes": sizes,
+    }
+
+
+def draw(sizes: list[dict[str, Any]], path: Path) -> None:
+    """Seconds a step (each kind of features) and MiB above the weights against the number of classes, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from reprolib import plots
+
+    plots.use_theme()
+    kinds = list(dict.fromkeys(entry["features"] for size in sizes for entry in size["timed"]))
+    panels: list[tuple[str, str, dict[str, list[float]]]] = []
+
+    def add(title: str, label: str, values: list[dict[str, float | None]]) -> None:
+        names = list(dict.fromkeys(name for entry in values for name in entry))
+        lines = {name: [entry.get(name) or math.nan for entry in values] for name in names}
+        panels.append((title, label, {name: line for name, line in lines.items() if not all(map(math.isnan, line))}))
+
+    for kind in kinds:
+        entries: list[dict[str, Any]] = [
+            next((t["seconds"] for t in size["timed"] if t["features"] == kind), {}) for size in sizes
+        ]
+        add(f"{kind} features", "seconds a step", [{n: v["median"] for n, v in entry.items()} for entry in entries])
+    add(
+        "memory", "MiB above W and its gradient", [{n: p.get("above_mib") for n, p in s["peak"].items()} for s in sizes]
+    )
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.2), squeeze=False)
+    classes = [size["classes"] for size in sizes]
+    for ax, (title, label, lines) in zip(axes[0], panels, strict=True):
+        plots.curves(classes, lines, ax=ax, title=title, xlabel="classes C", ylabel=label, logx=True, logy=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)
