@@ -21,7 +21,8 @@ class Estimate(float):
     rate x: fewer than 10 / x impostor scores). A number without an interval (one seed) has the bounds -inf and
     inf, which exclude nothing; they are None in `as_dict`. Arithmetic gives plain floats.
 
-    Raises ValueError if the value is not finite, a bound is NaN, or `low <= value <= high` does not hold.
+    Raises ValueError if the value is not finite, a bound is NaN or infinite alone, or `low <= value <= high` does not
+    hold.
     """
 
     def __new__(
@@ -36,7 +37,7 @@ class Estimate(float):
         supported: bool = True,
     ) -> Estimate:
         self = super().__new__(cls, value)
-        if not np.isfinite(value) or np.isnan([low, high]).any():
+        if not np.isfinite(value) or not (np.isfinite([low, high]).all() or (low == -np.inf and high == np.inf)):
             raise ValueError(f"an estimate must be finite, got {float(value)} in [{low}, {high}]")
         if not low <= value <= high:
             raise ValueError(f"an estimate must lie in its interval, got {float(value)} in [{low}, {high}]")

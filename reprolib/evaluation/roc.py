@@ -81,18 +81,20 @@ def tar_at_far(
     genuine, impostor = _score_pair(genuine, impostor)
     rates, scalar = far_values(far)
     thresholds = _largest(impostor, allowed_false_accepts(rates, len(impostor)))
-    results = []
-    for rate, threshold in zip(rates, thresholds, strict=True):
-        results.append(
-            proportion(
-                count_above(genuine, threshold),
-                len(genuine),
-                level=level,
-                note="threshold held fixed",
-                supported=is_supported(rate, len(impostor)),
-            )
-        )
+    results = rates_above(genuine, thresholds, rates, len(genuine), len(impostor), level)
     return results[0] if scalar else results
+
+
+def rates_above(
+    found: np.ndarray, thresholds: Sequence[float] | np.ndarray, fars: np.ndarray, trials: int, impostors: int, level: float
+) -> list[Estimate]:
+    """Share of `trials` with a score in `found` above the threshold of each FAR, set on `impostors` scores."""
+    return [
+        proportion(
+            count_above(found, threshold), trials, level=level, note="threshold held fixed", supported=is_supported(far, impostors)
+        )
+        for threshold, far in zip(thresholds, fars, strict=True)
+    ]
 
 
 def count_above(scores: np.ndarray, threshold: float) -> int:
