@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -295,6 +296,7 @@ def power_table(
     ]
 
 
+@lru_cache(maxsize=256)
 def detectable_effect(
     n: int, *, kind: str = "superiority", train_test_ratio: float | None = None, level: float = 0.95
 ) -> float:

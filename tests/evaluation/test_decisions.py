@@ -12,7 +12,7 @@ from scipy import optimize, stats
 
 from reprolib.evaluation import decide, detectable_effect, power, power_table, trends
 
-RUNS = 4000
+RUNS = 1500
 SIGMAS = 4 / RUNS**0.5  # four standard errors of a rate's standard deviation
 
 
