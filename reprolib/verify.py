@@ -5,7 +5,8 @@ EMBEDDINGS is an `.npz` file (`numpy.savez`), read without unpickling, with two 
 - `embeddings`, floating point of shape (N, d), one row an image; lengths do not matter, cosines are compared;
 - `names` or `paths`, strings of shape (N,): the name of each row's image. A pair list finds an image by exactly
   this name, else by its last path component without the ending of an image file: `lfw/Ann/Ann_0001.jpg` is also
-  `Ann_0001`.
+  `Ann_0001`. Names are compared in Unicode's form NFC, so that a name composed by another system is the same name.
+  Rows that no pair uses may hold anything.
 
 PAIRS is a list in the format of LFW's `pairs.txt` or a plain list of `name_a name_b same`; see
 `reprolib.evaluation.pairs`. What is computed is stated where it is defined: `verification_accuracy`, `tar_at_far`,
@@ -18,6 +19,7 @@ import hashlib
 import io
 import json
 import os
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -56,7 +58,10 @@ ACCURACIES = {
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` measured; `accuracies` by the keys of `ACCURACIES`, None where centring is impossible."""
+    """What `verify` measured; `accuracies` by the keys of `ACCURACIES`, None where centring is impossible.
+
+    `notes` are sentences on what the list of pairs does to the numbers; empty for a sound list.
+    """
 
     pairs: PairList
     dimension: int
@@ -66,13 +71,14 @@ class Verification:
     tars: tuple[Estimate, ...]
     equal_error_rate: Estimate
     auc: Estimate
+    notes: tuple[str, ...]
 
 
 def read_embeddings(path: str | os.PathLike[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """(embeddings (N, d) float, names (N,)) of the `.npz` file at `path`, in the format of this module.
 
-    Raises ValueError with one sentence if the file cannot be read, lacks an array, or holds wrong shapes, dtypes,
-    NaN or infinity, a zero row, or one name twice.
+    Raises ValueError with one sentence if the file cannot be read, lacks an array, or holds wrong shapes or dtypes.
+    What the rows hold is checked by `verify`, for those that it uses.
     """
     path = Path(path)
     try:
@@ -104,17 +110,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> tuple[np.ndarray, tuple[str
             names = np.char.decode(names, "utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"{key} in {path} are not UTF-8 ({error.reason})") from error
-    listed = tuple(names.tolist())
-    if len(set(listed)) < len(listed):
-        double = next(name for name, count in zip(*np.unique(names, return_counts=True), strict=True) if count > 1)
-        raise ValueError(f"{key} in {path} hold {str(double)!r} more than once")
-    for what, wrong in (
-        ("NaN or infinite values", ~np.isfinite(embeddings).all(axis=1)),
-        ("only zeros, which have no direction", ~embeddings.any(axis=1)),
-    ):
-        if wrong.any():
-            raise ValueError(f"the embedding of {listed[int(wrong.argmax())]!r} in {path} holds {what}")
-    return embeddings, listed
+    return embeddings, tuple(names.tolist())
 
 
 def _member(archive: Any, name: str, path: Path) -> np.ndarray:
@@ -135,27 +131,88 @@ def image_key(name: str) -> str:
 
 
 def rows_of(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
-    """Row of each `wanted` image among `names`: by the whole name, else by `image_key`.
+    """Row of each `wanted` image among `names`: by the whole name, else by `image_key`, both in form NFC.
 
-    Raises ValueError for images that are missing, or whose key several names share.
+    Raises ValueError for images that are missing, or whose name or key several rows share.
     """
-    whole = {name: row for row, name in enumerate(names)}
+    whole: dict[str, list[int]] = {}
     keys: dict[str, list[int]] = {}
-    for row, name in enumerate(names):
+    for row, name in enumerate(map(_composed, names)):
+        whole.setdefault(name, []).append(row)
         keys.setdefault(image_key(name), []).append(row)
-    missing = sorted({name for name in wanted if name not in whole and image_key(name) not in keys})
+    found = {name: whole.get(_composed(name)) or keys.get(image_key(_composed(name)), []) for name in set(wanted)}
+    missing = sorted(name for name, rows in found.items() if not rows)
     if missing:
         raise ValueError(
-            f"{len(missing)} of the {len(set(wanted))} images in the pairs have no embedding, "
-            f"the first is {missing[0]!r}"
+            f"{len(missing)} of the {len(found)} images in the pairs have no embedding, the first is {missing[0]!r}"
         )
-    rows = []
     for name in wanted:
-        found = [whole[name]] if name in whole else keys[image_key(name)]
-        if len(found) > 1:
-            raise ValueError(f"{name!r} in the pairs may be {names[found[0]]!r} or {names[found[1]]!r}")
-        rows.append(found[0])
-    return np.array(rows)
+        if len(found[name]) > 1:
+            first, second = (names[row] for row in found[name][:2])
+            either = f"is the name of {len(found[name])} embeddings" if first == second else f"may be {first!r} or {second!r}"
+            raise ValueError(f"{name!r} in the pairs {either}")
+    return np.array([found[name][0] for name in wanted])
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _check_rows(embeddings: np.ndarray, rows: np.ndarray, wanted: Sequence[str]) -> None:
+    """Raise unless the embedding of each of the `wanted` images is finite and not zero."""
+    for what, wrong in (
+        ("NaN or infinite values", ~np.isfinite(embeddings).all(axis=1)),
+        ("only zeros, which have no direction", ~embeddings.any(axis=1)),
+    ):
+        if wrong[rows].any():
+            raise ValueError(f"the embedding of {wanted[int(wrong[rows].argmax())]!r} holds {what}")
+
+
+def notes_on(pairs: PairList, first: np.ndarray, second: np.ndarray) -> tuple[str, ...]:
+    """What a reader of the numbers must know about the list: one sentence each, from the rows of each pair.
+
+    Folds of one kind of pair only, pairs that are listed several times (in either order, under any name of an image),
+    pairs listed as genuine and as impostor. Raises ValueError for an image paired with itself under two names.
+    """
+    itself = np.flatnonzero(first == second)
+    if len(itself):
+        a, b = pairs.first[itself[0]], pairs.second[itself[0]]
+        raise ValueError(f"a pair must have two images, got {a!r} and {b!r}, which have the same embedding")
+    found = []
+    counts = np.bincount(pairs.folds, minlength=pairs.fold_count)
+    genuine = np.bincount(pairs.folds, weights=pairs.same, minlength=pairs.fold_count)
+    for kind, folds in (("genuine", np.flatnonzero(genuine == counts)), ("impostor", np.flatnonzero(genuine == 0))):
+        if len(folds):
+            found.append(
+                f"{_numbered(folds + 1)} {'hold' if len(folds) > 1 else 'holds'} {kind} pairs only, so that no threshold "
+                "is judged on both kinds there; store the pairs fold by fold"
+            )
+    low, high = np.minimum(first, second), np.maximum(first, second)
+    kept, index = np.unique(np.stack((low, high)), axis=1, return_inverse=True)
+    times = np.bincount(index.ravel())
+    if kept.shape[1] < len(pairs):
+        repeated = int((times > 1).sum())
+        found.append(
+            f"{repeated} {'pairs are' if repeated > 1 else 'pair is'} listed more than once ({len(pairs)} lines, "
+            f"{kept.shape[1]} different pairs); the intervals and folds count each line as a pair of its own"
+        )
+    as_genuine = np.bincount(index.ravel(), weights=pairs.same)
+    both = (as_genuine > 0) & (as_genuine < times)
+    if both.any():
+        line = int(np.flatnonzero(both[index.ravel()])[0])
+        found.append(
+            f"{int(both.sum())} {'pairs are' if both.sum() > 1 else 'pair is'} listed as genuine and as impostor, "
+            f"the first is {pairs.first[line]!r} with {pairs.second[line]!r}"
+        )
+    return tuple(found)
+
+
+def _numbered(folds: np.ndarray) -> str:
+    """'fold 3', 'folds 1-5, 8'."""
+    runs = np.split(folds, np.flatnonzero(np.diff(folds) > 1) + 1)
+    return f"fold{'s' if len(folds) > 1 else ''} " + ", ".join(
+        f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs
+    )
 
 
 def verify(
@@ -165,11 +222,17 @@ def verify(
 
     The three conventions of `verification_accuracy` judge the same cosines; "sphereface_centred" is that
     convention after centring on the training folds, as its released evaluation does. Raises ValueError for a
-    single fold, pairs of one kind only, missing images, or a FAR outside (0, 1].
+    single fold, pairs of one kind only, missing images, one name twice, NaN, infinity or a zero row, each only for
+    images that a pair uses, or a FAR outside (0, 1].
     """
     if pairs.fold_count < 2:
         raise ValueError("the pairs are a single fold; the cross-validated accuracy needs at least 2")
-    first, second = (embeddings[rows_of(names, side)] for side in (pairs.first, pairs.second))
+    wanted = (*pairs.first, *pairs.second)
+    rows = rows_of(names, wanted)
+    _check_rows(embeddings, rows, wanted)
+    sides = rows[: len(pairs)], rows[len(pairs) :]
+    notes = notes_on(pairs, *sides)
+    first, second = (embeddings[side] for side in sides)
     scores = pair_cosines(first, second)
     fars = tuple(sorted(set(map(float, fars))))
     genuine, impostor = scores[pairs.same], scores[~pairs.same]
@@ -195,6 +258,7 @@ def verify(
         tars=tuple(tar_at_far(genuine, impostor, fars)),
         equal_error_rate=equal_error_rate(genuine, impostor),
         auc=roc_auc(genuine, impostor),
+        notes=notes,
     )
 
 
@@ -223,8 +287,11 @@ def summary(found: Verification) -> str:
     names = ("accuracy", "TAR", "EER", "AUC")
     methods = "; ".join(f"{name}: {measure.method}" for name, measure in zip(names, measures, strict=True))
     lines += ["", f"[ ] 95 % intervals ({methods})."]
-    if not all(measure.supported for measure in (*measures, *found.tars)):
-        lines.append("* fewer than ten errors stand behind this number.")
+    if not all(measure.supported for measure in (*found.tars, found.equal_error_rate)):
+        lines.append("* fewer than ten errors, or impostor scores above the threshold, stand behind this rate.")
+    if not found.accuracies["exact"].accuracy.supported:
+        lines.append("* this accuracy has folds of one kind of pair only, see the note.")
+    lines += [f"note: {note}." for note in found.notes]
     return "\n".join(lines)
 
 
@@ -247,6 +314,7 @@ def as_document(found: Verification) -> dict[str, Any]:
         "tar_at_far": [{"far": far, **tar.as_dict()} for far, tar in zip(found.fars, found.tars, strict=True)],
         "equal_error_rate": found.equal_error_rate.as_dict(),
         "auc": found.auc.as_dict(),
+        "notes": list(found.notes),
     }
 
 

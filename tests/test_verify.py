@@ -202,7 +202,7 @@ HUGE = npy(np.zeros((2, 2))).replace(b"(2, 2)", b"(2000000000000, 9)").replace(b
         (save(embeddings=separable(), names=np.arange(36)), "must be 36 strings"),
         (save(embeddings=separable(), names=names().astype(object)), "names in"),
         (save(embeddings=separable(), names=np.array([b"\xff"] * 36)), "not UTF-8"),
-        (save(embeddings=separable(), names=np.repeat(names()[:18], 2)), "'P0_0001' more than once"),
+        (save(embeddings=np.tile(separable(), (2, 1)), names=np.tile(names(), 2)), "in the pairs is the name of 2 embed"),
         (with_value(np.nan), "'P1_0002'"),
         (with_value(np.inf), "NaN or infinite"),
         (with_value(0.0), "only zeros"),
@@ -266,3 +266,94 @@ def test_plain_pairs_and_their_folds(files, capsys):
 def test_the_help_states_the_format(capsys):
     status, out, _ = call(capsys, "--help")
     assert status == 0 and "embeddings" in out and "Name_%04d" in out and "names" in out
+
+
+def plain(lines):
+    return "".join(f"{a} {b} {same}\n" for a, b, same in lines)
+
+
+def noisy(people=40, seed=0):
+    """Two images a person, hard to tell apart, with the genuine and impostor pairs of one ring of people."""
+    generator = np.random.default_rng(seed)
+    listed = [f"Q{i:03d}_{k:04d}" for i in range(people) for k in (1, 2)]
+    rows = np.repeat(generator.normal(size=(people, 16)), 2, axis=0) + 1.3 * generator.normal(size=(2 * people, 16))
+    genuine = [(f"Q{i:03d}_0001", f"Q{i:03d}_0002", 1) for i in range(people)]
+    impostor = [(f"Q{i:03d}_0001", f"Q{(i + 1) % people:03d}_0002", 0) for i in range(people)]
+    return rows, listed, genuine, impostor
+
+
+def report(rows, listed, lines, folds=10):
+    found = verify.verify(rows, listed, parse_pairs(plain(lines), plain_folds=folds))
+    return found.notes, verify.summary(found), found
+
+
+def test_a_list_sorted_by_label_is_told_so():
+    rows, listed, genuine, impostor = noisy()
+    notes, text, found = report(rows, listed, genuine + impostor)
+    assert [note.split(",")[0] for note in notes] == [
+        "folds 1-5 hold genuine pairs only",
+        "folds 6-10 hold impostor pairs only",
+    ]
+    assert all("store the pairs fold by fold" in note and f"note: {note}." in text for note in notes)
+    # the star of the accuracy is explained by the folds, not by a lack of errors
+    stars = [line for line in text.splitlines() if line.startswith("*")]
+    assert not found.accuracies["exact"].accuracy.supported and "* this accuracy has folds of one kind" in "".join(stars)
+    assert verify.as_document(found)["notes"] == list(notes)
+    # one fold of one kind among mixed ones
+    mixed = [line for pair in zip(genuine, impostor, strict=True) for line in pair]
+    notes, _, _ = report(rows, listed, mixed[:40] + genuine[:10], folds=5)
+    assert notes[0].startswith("fold 5 holds genuine pairs only")
+
+
+def test_a_sound_list_has_no_note():
+    rows, listed, genuine, impostor = noisy()
+    notes, text, _ = report(rows, listed, [line for pair in zip(genuine, impostor, strict=True) for line in pair])
+    assert notes == () and "note:" not in text and "one kind of pair" not in text
+
+
+def test_pairs_that_are_listed_again_are_told():
+    rows, listed, genuine, impostor = noisy()
+    notes, _, _ = report(rows, listed, (genuine[:4] + impostor[:4]) * 10)
+    assert len(notes) == 1 and notes[0].startswith("8 pairs are listed more than once (80 lines, 8 different pairs)")
+    # the other order, and another name of the same image, are the same pair
+    mixed = [line for pair in zip(genuine, impostor, strict=True) for line in pair][:20]
+    a, b, same = mixed[0]
+    for again in ((b, a, same), (f"x/{a}.jpg", b, same)):
+        notes, _, _ = report(rows, [f"x/{name}.jpg" for name in listed], [*mixed[:-1], again], folds=2)
+        assert len(notes) == 1 and notes[0].startswith("1 pair is listed more than once (20 lines, 19 different")
+
+
+def test_a_pair_listed_as_both_kinds_is_told():
+    rows, listed, genuine, _ = noisy()
+    both = [line for a, b, _ in genuine for line in ((a, b, 1), (b, a, 0))]
+    notes, _, _ = report(rows, listed, both)
+    assert any(note == "40 pairs are listed as genuine and as impostor, the first is 'Q000_0001' with 'Q000_0002'" for note in notes)
+
+
+def test_an_image_paired_with_itself_under_two_names():
+    rows, listed, genuine, impostor = noisy()
+    lines = [genuine[0], impostor[0], ("x/Q003_0001.jpg", "Q003_0001", 1), impostor[1]]
+    with pytest.raises(ValueError, match="two images, got 'x/Q003_0001.jpg' and 'Q003_0001'"):
+        report(rows, listed, lines, folds=2)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_a_row_that_no_pair_uses_may_hold_anything(files, capsys, value):
+    rows = np.concatenate((separable(), np.full((2, PEOPLE), value)))
+    np.savez(files / "e.npz", embeddings=rows, names=np.append(names(), ["spare", "spare"]))
+    assert call(capsys, files / "e.npz", files / "pairs.txt", "--output", files / "out")[0] == 0
+    used = parse_pairs(pair_text()).first[0]
+    rows[names().tolist().index(used)] = value
+    np.savez(files / "e.npz", embeddings=rows[:-2], names=names())
+    status, _, err = call(capsys, files / "e.npz", files / "pairs.txt", "--output", files / "out2")
+    assert status == 2 and f"the embedding of {used!r} holds" in err and err.count("\n") == 1
+
+
+def test_composed_and_decomposed_names_are_one():
+    composed, decomposed = "Jos\u00e9_0001", "Jose\u0301_0001"
+    assert verify.rows_of([decomposed, "Ann_0001"], ["Ann_0001", composed]).tolist() == [1, 0]
+    assert verify.rows_of([f"a/{composed}.jpg"], [decomposed]).tolist() == [0]
+    with pytest.raises(ValueError, match="may be"):
+        verify.rows_of([composed, decomposed], [composed])
+    with pytest.raises(ValueError, match="the name of 2 embeddings"):
+        verify.rows_of(["Ann", "Ann"], ["Ann"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from .._checks import Array, feature_rows, label_array, positive_integer, row_tensor, unit_rows
-from .intervals import Estimate, mean_estimate, student_half_width
+from .intervals import Estimate, clustered_mean, mean_estimate
 
 _BLOCK = 1 << 22  # float64 values held at once
 
@@ -57,17 +58,6 @@ def _unit_angle(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     apart, together = torch.linalg.vector_norm(a - b, dim=1), torch.linalg.vector_norm(a + b, dim=1)
     # theta = 2 atan2(|a - b|, |a + b|)   (Kahan)
     return torch.rad2deg(2 * torch.atan2(apart, together))
-
-
-def angles_between(a: Array, b: Array) -> np.ndarray:
-    """Angle in degrees (float64) between row i of `a` (n, d) and row i of `b` (n, d), in [0, 180].
-
-    Accurate to rounding everywhere; the arccos of a cosine would lose half the digits near 0 and 180.
-    """
-    a, b = _rows(a, "a"), _rows(b, "b")
-    if a.shape != b.shape:
-        raise ValueError(f"a and b must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
-    return _unit_angle(unit_rows(a.double(), "a"), unit_rows(b.to(a.device).double(), "b")).cpu().numpy()
 
 
 def _nearest_angle(units: torch.Tensor) -> torch.Tensor:
@@ -149,11 +139,13 @@ def angle_statistics(
         unit_weight = unit_rows(weight.double(), "weight")
         class_w_ec = _unit_angle(unit_weight, centres).cpu().numpy()
         class_w_inter = _nearest_angle(unit_weight).cpu().numpy()
+    degrees: dict[str, float] = {"level": level, "low": 0.0, "high": 180.0}
+    over_classes = partial(mean_estimate, over="classes", **degrees)
     return AngleStatistics(
-        w_ec=None if class_w_ec is None else _over_classes(class_w_ec, level),
-        w_inter=None if class_w_inter is None else _over_classes(class_w_inter, level),
-        intra=_clustered_mean(class_intra, counts, level),
-        inter=_over_classes(class_inter, level),
+        w_ec=None if class_w_ec is None else over_classes(class_w_ec),
+        w_inter=None if class_w_inter is None else over_classes(class_w_inter),
+        intra=clustered_mean(class_intra, counts, over="classes", **degrees),
+        inter=over_classes(class_inter),
         angular_fisher_score=_fisher(within, centres, sums.sum(dim=0), size),
         classes=classes,
         class_counts=counts,
@@ -170,26 +162,6 @@ def _fisher(within: float, centres: torch.Tensor, total: torch.Tensor, size: tor
         return None
     between = float((size * (centres - total / norm).square().sum(dim=1)).sum()) / 2
     return within / between if between > 1e-28 * float(size.sum()) else None
-
-
-def _cut(mean: float, half: float, level: float, count: int, method: str) -> Estimate:
-    mean = min(max(mean, 0.0), 180.0)
-    return Estimate(mean, max(mean - half, 0.0), min(mean + half, 180.0), level=level, count=count, method=method)
-
-
-def _over_classes(values: np.ndarray, level: float) -> Estimate:
-    whole = mean_estimate(values, level=level, over="classes")
-    return _cut(float(whole), whole.high - float(whole), level, len(values), whole.method)
-
-
-def _clustered_mean(means: np.ndarray, counts: np.ndarray, level: float) -> Estimate:
-    """Mean over all samples, its standard error from the classes as clusters."""
-    total, groups = int(counts.sum()), len(counts)
-    mean = float((counts * means).sum() / total)
-    # se^2 = C/(C-1) sum_c (n_c (mean_c - mean))^2 / N^2
-    error = (groups / (groups - 1) * float(((counts * (means - mean)) ** 2).sum())) ** 0.5 / total
-    half = student_half_width(error, groups, level)
-    return _cut(mean, half, level, total, f"Student t over {groups} classes as clusters")
 
 
 def _numpy_generator(generator: np.random.Generator | torch.Generator) -> np.random.Generator:

@@ -9,7 +9,7 @@ import torch
 
 from .._checks import Array, far_values, feature_rows, float_array, positive_integer, row_tensor, unit_rows
 from .intervals import Estimate, proportion
-from .roc import allowed_false_accepts, count_above, is_supported
+from .roc import allowed_false_accepts, rates_above
 
 _BLOCK = 1 << 22  # cosines, or feature values, held at once
 
@@ -148,16 +148,6 @@ def distractor_verification(
                 largest = np.partition(largest, held - keep)[held - keep :]
                 parts, held, floor = [largest], keep, float(largest[0])
     largest = np.sort(np.concatenate(parts))[::-1]
-    results = []
-    for rate, rank in zip(rates, allowed, strict=True):
-        threshold = float(largest[rank]) if rank < pairs else -np.inf
-        results.append(
-            proportion(
-                count_above(genuine, threshold),
-                len(genuine),
-                level=level,
-                note="threshold held fixed",
-                supported=is_supported(rate, pairs),
-            )
-        )
+    thresholds = [float(largest[rank]) if rank < pairs else -np.inf for rank in allowed]
+    results = rates_above(genuine, thresholds, rates, len(genuine), pairs, level)
     return results[0] if scalar else results

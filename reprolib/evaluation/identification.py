@@ -13,12 +13,12 @@ import numpy as np
 
 from .._checks import Array, far_values, float_array, label_array, positive_integer
 from .intervals import Estimate, proportion, wilson
-from .roc import count_above, is_supported, threshold_at_far
+from .roc import rates_above, threshold_at_far
 
 _BLOCK = 1 << 22  # scores handled at once
 
 
-def _search(
+def search(
     similarity: Array, probe_labels: Array, gallery_labels: Array
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """For each probe: has it a mate, the rank of its best mate, that mate's score, the best score of all."""
@@ -39,7 +39,7 @@ def _search(
 
 
 def _closed_set_ranks(similarity: Array, probe_labels: Array, gallery_labels: Array) -> tuple[np.ndarray, int]:
-    has_mate, rank, _, _ = _search(similarity, probe_labels, gallery_labels)
+    has_mate, rank, _, _ = search(similarity, probe_labels, gallery_labels)
     if not has_mate.all():
         missing = int(label_array(probe_labels, "probe_labels")[~has_mate][0])
         raise ValueError(
@@ -107,7 +107,7 @@ def dir_at_far(
     Wilson interval on P_G with the threshold held fixed; `supported` is False where far * |P_N| < 10. A
     sequence of `far` gives a list. Raises ValueError unless there are probes with and without a mate.
     """
-    has_mate, ranks, mate, best = _search(similarity, probe_labels, gallery_labels)
+    has_mate, ranks, mate, best = search(similarity, probe_labels, gallery_labels)
     rank = positive_integer(rank, "rank", most=np.shape(similarity)[1])
     if has_mate.all() or not has_mate.any():
         raise ValueError(
@@ -117,14 +117,5 @@ def dir_at_far(
     rates, scalar = far_values(far)
     impostors = best[~has_mate]
     found = mate[has_mate & (ranks <= rank)]
-    results = [
-        proportion(
-            count_above(found, threshold),
-            int(has_mate.sum()),
-            level=level,
-            note="threshold held fixed",
-            supported=is_supported(rate, len(impostors)),
-        )
-        for rate, threshold in zip(rates, threshold_at_far(impostors, rates), strict=True)
-    ]
+    results = rates_above(found, threshold_at_far(impostors, rates), rates, int(has_mate.sum()), len(impostors), level)
     return results[0] if scalar else results

@@ -1,7 +1,7 @@
 """A measured number that carries its confidence interval, and the intervals used in this suite.
 
-All intervals take their trials as independent. Pairs that share an image or a person are not, so for
-all-pairs scores the true uncertainty is larger than the interval says; repeat over seeds or splits to see it.
+All intervals here take their trials as independent. Pairs that share an image or a person are not, so for all-pairs
+scores the true uncertainty is larger than these say: see `bootstrap_people`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ class Estimate(float):
 
     `count` is the number of trials behind the number, `method` says in words how the interval was made, and
     `supported` is False where the data are too few for the number to mean much (for a rate at a false accept
-    rate x: fewer than 10 / x impostor scores). Arithmetic gives plain floats.
+    rate x: fewer than 10 / x impostor scores). A number without an interval (one seed) has the bounds -inf and
+    inf, which exclude nothing; they are None in `as_dict`. Arithmetic gives plain floats.
 
-    Raises ValueError if the value or a bound is not finite, or if `low <= value <= high` does not hold.
+    Raises ValueError if the value is not finite, a bound is NaN or infinite alone, or `low <= value <= high` does not
+    hold.
     """
 
     def __new__(
@@ -35,7 +37,7 @@ class Estimate(float):
         supported: bool = True,
     ) -> Estimate:
         self = super().__new__(cls, value)
-        if not np.isfinite([value, low, high]).all():
+        if not np.isfinite(value) or not (np.isfinite([low, high]).all() or (low == -np.inf and high == np.inf)):
             raise ValueError(f"an estimate must be finite, got {float(value)} in [{low}, {high}]")
         if not low <= value <= high:
             raise ValueError(f"an estimate must lie in its interval, got {float(value)} in [{low}, {high}]")
@@ -58,12 +60,19 @@ class Estimate(float):
         """For tables: `99.53 [99.32, 99.68]`, times 100 if `percent`, with a `*` if not supported."""
         factor = 100 if percent else 1
         value, low, high = (f"{factor * x:.{digits}f}" for x in (float(self), self.low, self.high))
-        return f"{value} [{low}, {high}]" + ("" if self.supported else "*")
+        interval = f"[{low}, {high}]" if self.bounded else "(no interval)"
+        return f"{value} {interval}" + ("" if self.supported else "*")
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the interval has two finite ends."""
+        return bool(np.isfinite([self.low, self.high]).all())
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values: `value, low, high, level, count, method, supported`."""
-        keys = ("low", "high", "level", "count", "method", "supported")
-        return {"value": float(self), **{key: getattr(self, key) for key in keys}}
+        low, high = (bound if np.isfinite(bound) else None for bound in (self.low, self.high))
+        rest = {key: getattr(self, key) for key in ("level", "count", "method", "supported")}
+        return {"value": float(self), "low": low, "high": high, **rest}
 
 
 def checked_level(level: float) -> float:
@@ -124,15 +133,50 @@ def student_half_width(standard_error: float, groups: int, level: float = 0.95) 
     return float(stats.t.isf((1 - checked_level(level)) / 2, groups - 1) * standard_error)
 
 
-def mean_estimate(values: Sequence[float] | np.ndarray, *, level: float = 0.95, over: str = "values") -> Estimate:
+def mean_estimate(
+    values: Sequence[float] | np.ndarray,
+    *,
+    level: float = 0.95,
+    over: str = "values",
+    low: float = -np.inf,
+    high: float = np.inf,
+) -> Estimate:
     """Mean of independent `values` (folds, seeds, splits) with Student's t interval, s.d. with ddof = 1.
 
-    `over` names what the values are, for the method. Raises ValueError for fewer than two values.
+    `over` names what the values are, for the method; the interval is cut to [`low`, `high`], which the values
+    must not leave. One value is its own mean, without an interval and not `supported`, so that a run of one seed
+    can be shown. Raises ValueError for no value, or one that is NaN, infinite or outside.
     """
     values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or len(values) < 2:
-        raise ValueError(f"the mean and its interval need at least 2 values, got shape {values.shape}")
-    mean = float(values.mean())
-    half = student_half_width(float(values.std(ddof=1)) / len(values) ** 0.5, len(values), level)
-    method = f"Student t over {len(values)} {over}"
-    return Estimate(mean, mean - half, mean + half, level=level, count=len(values), method=method)
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(f"{over} must be a non-empty vector, got shape {values.shape}")
+    if not (np.isfinite(values) & (values >= low) & (values <= high)).all():
+        raise ValueError(f"{over} must be finite numbers in [{low:g}, {high:g}], got {values.tolist()}")
+    count = len(values)
+    if count == 1:
+        return Estimate(values[0], -np.inf, np.inf, level=level, count=1, method="a single value", supported=False)
+    mean, deviation = mean_and_deviation(values)
+    half = student_half_width(deviation / count**0.5, count, level)
+    method = f"Student t over {count} {over}"
+    return Estimate(mean, max(mean - half, low), min(mean + half, high), level=level, count=count, method=method)
+
+
+def mean_and_deviation(values: np.ndarray) -> tuple[float, float]:
+    """Mean and s.d. (ddof = 1) of at least two values; equal values have that mean and exactly 0."""
+    if values.min() == values.max():
+        # the mean of equal floats may be rounded off their value
+        return float(values[0]), 0.0
+    return float(values.mean()), float(values.std(ddof=1))
+
+
+def clustered_mean(
+    means: np.ndarray, counts: np.ndarray, *, level: float, over: str, low: float, high: float
+) -> Estimate:
+    """Mean over all samples from the `means` and `counts` (C,) of clusters, with Student's t over the clusters."""
+    total, groups = int(counts.sum()), len(counts)
+    mean = min(max(float((counts * means).sum() / total), low), high)
+    # se^2 = C/(C-1) sum_c (n_c (mean_c - mean))^2 / N^2
+    error = (groups / (groups - 1) * float(((counts * (means - mean)) ** 2).sum())) ** 0.5 / total
+    half = student_half_width(error, groups, level)
+    method = f"Student t over {groups} {over} as clusters"
+    return Estimate(mean, max(mean - half, low), min(mean + half, high), level=level, count=total, method=method)

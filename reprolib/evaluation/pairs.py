@@ -8,6 +8,9 @@ is a single fold.
 
 The plain list has no first line of numbers, only lines `name_a name_b same` with same 1 (genuine) or 0
 (impostor), for the pairs of CFP-FP, AgeDB-30 or of one's own. Its folds are equal contiguous blocks.
+
+Where a line has tabs, tabs alone separate, so that a name may hold spaces; otherwise spaces do. Other white space
+(U+00A0, U+3000) belongs to the name.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from .._checks import positive_integer
 
 _SIZE_LIMIT = 256 << 20
 _NUMBER = re.compile(r"[0-9]{1,9}")
+_BLANKS = " \t\r\f\v"
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,18 +75,24 @@ def parse_pairs(text: str, label: str = "pairs", *, plain_folds: int = 10) -> Pa
         raise ValueError(f"{label} is empty")
     if "\0" in text:
         raise ValueError(f"{label} holds NUL bytes; it is not a list of pairs")
-    rows = [line.split() for line in lines]
+    rows = [_columns(line) for line in lines]
     if len(rows[0]) <= 2 and all(_NUMBER.fullmatch(word) for word in rows[0]) and rows[0]:
-        return _official(rows, label)
+        return _official(rows, lines, label)
     if len(rows[0]) == 3 and rows[0][2] in ("0", "1"):
-        return _plain(rows, label, plain_folds)
+        return _plain(rows, lines, label, plain_folds)
     raise ValueError(
         f"{label} line 1 must be 'folds<TAB>pairs' as in LFW's pairs.txt, or 'name_a name_b same' with same 0 or 1, "
         f"got {_shown(lines[0])}"
     )
 
 
-def _official(rows: list[list[str]], label: str) -> PairList:
+def _columns(line: str) -> list[str]:
+    line = line.strip(_BLANKS)
+    parts = re.split(r"\t+", line) if "\t" in line else re.split(r"[ \r\f\v]+", line)
+    return [part.strip(_BLANKS) for part in parts] if line else []
+
+
+def _official(rows: list[list[str]], lines: list[str], label: str) -> PairList:
     folds, each = (1, int(rows[0][0])) if len(rows[0]) == 1 else (int(rows[0][0]), int(rows[0][1]))
     if folds < 1 or each < 1:
         raise ValueError(f"{label} line 1 must name at least 1 fold and 1 pair, got {folds} and {each}")
@@ -97,7 +107,7 @@ def _official(rows: list[list[str]], label: str) -> PairList:
         where = f"{label} line {index + 2}"
         if index % (2 * each) < each:
             if len(row) != 3:
-                raise ValueError(f"{where} must be a genuine pair 'name<TAB>i<TAB>j', got {_shown(' '.join(row))}")
+                raise ValueError(f"{where} must be a genuine pair 'name<TAB>i<TAB>j', got {_shown(lines[index + 1])}")
             name, i, j = row
             first.append(_key(name, i, where))
             second.append(_key(name, j, where))
@@ -106,7 +116,7 @@ def _official(rows: list[list[str]], label: str) -> PairList:
         else:
             if len(row) != 4:
                 raise ValueError(
-                    f"{where} must be an impostor pair 'name1<TAB>i<TAB>name2<TAB>j', got {_shown(' '.join(row))}"
+                    f"{where} must be an impostor pair 'name1<TAB>i<TAB>name2<TAB>j', got {_shown(lines[index + 1])}"
                 )
             name, i, other, j = row
             if name == other:
@@ -117,13 +127,13 @@ def _official(rows: list[list[str]], label: str) -> PairList:
     return PairList(tuple(first), tuple(second), order % (2 * each) < each, order // (2 * each))
 
 
-def _plain(rows: list[list[str]], label: str, folds: int) -> PairList:
+def _plain(rows: list[list[str]], lines: list[str], label: str, folds: int) -> PairList:
     if len(rows) % folds:
         raise ValueError(f"{label} has {len(rows)} pairs, which {folds} equal folds do not divide")
     for number, row in enumerate(rows, start=1):
         if len(row) != 3 or row[2] not in ("0", "1"):
             raise ValueError(
-                f"{label} line {number} must be 'name_a name_b same' with same 0 or 1, got {_shown(' '.join(row))}"
+                f"{label} line {number} must be 'name_a name_b same' with same 0 or 1, got {_shown(lines[number - 1])}"
             )
         if row[0] == row[1]:
             raise ValueError(f"{label} line {number} pairs {row[0]} with itself")

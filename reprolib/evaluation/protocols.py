@@ -10,7 +10,7 @@ import numpy as np
 from .._checks import Array, feature_rows, label_array, positive_integer, row_tensor, unit_rows
 from .features import all_pairs_cosines
 from .identification import dir_at_far, rank_k_identification
-from .intervals import Estimate, student_half_width
+from .intervals import Estimate, mean_and_deviation, mean_estimate
 from .roc import tar_at_far
 from .templates import template_features
 
@@ -41,20 +41,11 @@ def summarise_splits(values: Sequence[float], *, level: float = 0.95, over: str 
         raise ValueError(f"a summary needs at least 2 {over}, got {len(rates)}")
     if not ((rates >= 0) & (rates <= 1)).all():
         raise ValueError(f"the values of the {over} must be rates in [0, 1], got {rates.tolist()}")
-    same = rates.min() == rates.max()
-    # the mean of equal floats may be rounded off their value
-    mean = float(rates[0]) if same else float(rates.mean())
-    deviation = 0.0 if same else float(rates.std(ddof=1))
-    half = student_half_width(deviation / len(rates) ** 0.5, len(rates), level)
-    supported = not same and all(getattr(value, "supported", True) for value in values)
+    mean = mean_estimate(rates, level=level, over=over, low=0.0, high=1.0)
+    deviation = mean_and_deviation(rates)[1]
+    supported = deviation > 0 and all(getattr(value, "supported", True) for value in values)
     estimate = Estimate(
-        mean,
-        max(mean - half, 0.0),
-        min(mean + half, 1.0),
-        level=level,
-        count=len(rates),
-        method=f"Student t over {len(rates)} {over}",
-        supported=supported,
+        mean, mean.low, mean.high, level=level, count=len(rates), method=mean.method, supported=supported
     )
     return SplitSummary(estimate, deviation, tuple(rates.tolist()))
 

@@ -81,18 +81,20 @@ def tar_at_far(
     genuine, impostor = _score_pair(genuine, impostor)
     rates, scalar = far_values(far)
     thresholds = _largest(impostor, allowed_false_accepts(rates, len(impostor)))
-    results = []
-    for rate, threshold in zip(rates, thresholds, strict=True):
-        results.append(
-            proportion(
-                count_above(genuine, threshold),
-                len(genuine),
-                level=level,
-                note="threshold held fixed",
-                supported=is_supported(rate, len(impostor)),
-            )
-        )
+    results = rates_above(genuine, thresholds, rates, len(genuine), len(impostor), level)
     return results[0] if scalar else results
+
+
+def rates_above(
+    found: np.ndarray, thresholds: Sequence[float] | np.ndarray, fars: np.ndarray, trials: int, impostors: int, level: float
+) -> list[Estimate]:
+    """Share of `trials` with a score in `found` above the threshold of each FAR, set on `impostors` scores."""
+    return [
+        proportion(
+            count_above(found, threshold), trials, level=level, note="threshold held fixed", supported=is_supported(far, impostors)
+        )
+        for threshold, far in zip(thresholds, fars, strict=True)
+    ]
 
 
 def count_above(scores: np.ndarray, threshold: float) -> int:
@@ -125,12 +127,16 @@ class RocCurve:
 
 def _accept_counts(genuine: np.ndarray, impostor: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Distinct scores from the highest down, and how many genuine and impostor scores are >= each."""
-    thresholds = np.unique(np.concatenate((genuine, impostor)))
-    accepted = [
-        len(scores) - np.searchsorted(np.sort(scores.astype(thresholds.dtype, copy=False)), thresholds, side="left")
-        for scores in (genuine, impostor)
-    ]
-    return thresholds[::-1], accepted[0][::-1], accepted[1][::-1]
+    scores = np.sort(np.concatenate((genuine, impostor)))
+    starts = np.flatnonzero(np.concatenate(([True], scores[1:] != scores[:-1])))
+    thresholds = scores[starts]
+    # only the rarer kind is looked up; the other kind is what is left of all scores
+    rare = min(genuine, impostor, key=len).astype(scores.dtype, copy=False)
+    at = np.bincount(np.searchsorted(thresholds, rare), minlength=len(thresholds))
+    rare_in = np.cumsum(at[::-1])
+    other_in = (len(scores) - starts)[::-1] - rare_in
+    accepted = (rare_in, other_in) if len(genuine) <= len(impostor) else (other_in, rare_in)
+    return thresholds[::-1], *accepted
 
 
 def roc_curve(genuine: Array, impostor: Array) -> RocCurve:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .._checks import Array, float_array, label_array, positive_integer, same_array
-from .intervals import Estimate, clopper_pearson, student_half_width
+from .intervals import Estimate, clopper_pearson, mean_and_deviation, mean_estimate
 
 CONVENTIONS = ("exact", "sphereface", "facenet")
 
@@ -143,17 +143,12 @@ def summarise_folds(
     accuracies: list[float], thresholds: list[float], pairs: int, convention: str, *, level: float, supported: bool
 ) -> VerificationResult:
     """Mean, standard error and interval of the fold accuracies, as `verification_accuracy` states them."""
-    mean = float(np.mean(accuracies))
-    standard_error = float(np.std(accuracies, ddof=1)) / len(accuracies) ** 0.5
-    if len(set(accuracies)) > 1:
-        half = student_half_width(standard_error, len(accuracies), level)
-        low, high, method = (
-            max(mean - half, 0.0),
-            min(mean + half, 1.0),
-            f"Student t over {len(accuracies)} folds",
-        )
+    mean, deviation = mean_and_deviation(np.array(accuracies))
+    standard_error = deviation / len(accuracies) ** 0.5
+    if deviation > 0:
+        over = mean_estimate(accuracies, level=level, over="folds", low=0.0, high=1.0)
+        low, high, method = over.low, over.high, over.method
     else:
-        mean, standard_error = accuracies[0], 0.0
         low, high = clopper_pearson(mean * pairs, pairs, level)
         method = "Clopper-Pearson on the pooled pairs (all folds agree)"
     estimate = Estimate(mean, low, high, level=level, count=pairs, method=method, supported=supported)

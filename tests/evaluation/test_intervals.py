@@ -54,10 +54,30 @@ def test_mean_estimate_is_student_t():
     expected = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
     assert (estimate.low, estimate.high) == pytest.approx(expected, abs=1e-14)
     assert "Student t over 4 folds" in estimate.method
-    with pytest.raises(ValueError, match="at least 2"):
-        mean_estimate([0.5])
+    with pytest.raises(ValueError, match="non-empty"):
+        mean_estimate([])
+    with pytest.raises(ValueError, match=r"finite numbers in \[0, 1\]"):
+        mean_estimate([0.5, 1.5], low=0, high=1)
     with pytest.raises(ValueError, match="finite"):
         mean_estimate([0.5, float("nan")])
+
+
+def test_one_value_is_shown_without_an_interval():
+    # a run of one seed ends with its number, and with a claim that cannot be decided, not with an exception
+    estimate = mean_estimate([0.953], over="seeds")
+    assert estimate == 0.953 and (estimate.low, estimate.high) == (-np.inf, np.inf)
+    assert not estimate.bounded and not estimate.supported and estimate.count == 1
+    assert estimate.text(1, percent=True) == "95.3 (no interval)*"
+    document = json.loads(json.dumps(estimate.as_dict(), allow_nan=False))
+    assert document["low"] is None and document["high"] is None and document["value"] == 0.953
+    assert pickle.loads(pickle.dumps(estimate)).as_dict() == estimate.as_dict()
+
+
+def test_the_interval_of_a_mean_stays_in_its_range():
+    estimate = mean_estimate([0.99, 0.9, 1.0], low=0, high=1)
+    assert estimate.high == 1 and estimate.low < 0.96
+    # the mean of equal floats may be rounded off their value
+    assert mean_estimate([0.1] * 3) == 0.1 and mean_estimate([0.1] * 3).high == 0.1
 
 
 def test_estimate_is_a_float_with_its_interval():

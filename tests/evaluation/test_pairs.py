@@ -92,7 +92,7 @@ def test_a_file(tmp_path):
         (SMALL.replace("2\t1\n", "3\t1\n"), r"3 x \(1 \+ 1\) = 6 pairs .* has 4 more lines"),
         (SMALL.rsplit("\n", 2)[0], "= 4 pairs .* has 3 more lines"),
         (SMALL + "Eve\t1\t2\n", "has 5 more lines"),
-        (SMALL.replace("Cy\t10\t2\n", "Cy\t10\n"), "line 4 must be a genuine pair .* got 'Cy 10'"),
+        (SMALL.replace("Cy\t10\t2\n", "Cy\t10\n"), r"line 4 must be a genuine pair .* got 'Cy\\t10'"),
         (SMALL.replace("Cy\t10\t2\n", "Cy\t10\tDee\t1\n"), "line 4 must be a genuine pair"),
         (SMALL.replace("Cy\t10\t2\n", "\n"), "line 4 must be a genuine pair .* got ''"),
         (SMALL.replace("Ann\t2\tBob_J.\t1", "Ann\t2\t3"), "line 3 must be an impostor pair"),
@@ -143,3 +143,22 @@ def test_the_official_file():
         for fold in range(10)
     ]
     assert sum(map(len, people)) == len(set().union(*people)) == 4281
+
+
+@pytest.mark.parametrize("name", ["Jan van Dam", "Jan\u00a0Dam", "\u674e\u3000A", "a  b"])
+def test_where_tabs_separate_a_name_may_hold_spaces(name):
+    text = f"2\t1\n{name}\t1\t2\n{name}\t1\tEva B\t1\nEva B\t1\t2\nEva B\t\t1\t{name}\t2\t\r\n"
+    pairs = parse_pairs(text)
+    assert pairs.first == (f"{name}_0001", f"{name}_0001", "Eva B_0001", "Eva B_0001")
+    assert pairs.second == (f"{name}_0002", "Eva B_0001", "Eva B_0002", f"{name}_0002")
+    listed = parse_pairs(f"{name}_1\tEva B_1\t0\r\nEva B_1 \tEva B_2\t1\n", plain_folds=2)
+    assert (listed.first, listed.second) == ((f"{name}_1", "Eva B_1"), ("Eva B_1", "Eva B_2"))
+    with pytest.raises(ValueError, match=r"line 2 must be a genuine pair .* got '.*\\\\t1'"):
+        parse_pairs(f"1\t1\n{name}\t1\n{name}\t1\tEva\t1\n")
+
+
+def test_without_tabs_only_ascii_blanks_separate():
+    pairs = parse_pairs("a\u00a0b  c 1\n \u674e\u3000A   c 0\n", plain_folds=1)
+    assert pairs.first == ("a\u00a0b", "\u674e\u3000A") and pairs.second == ("c", "c")
+    with pytest.raises(ValueError, match="line 1 must be"):
+        parse_pairs("Jan van Dam_1 Eva_1 0\n", plain_folds=1)
