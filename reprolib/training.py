@@ -213,7 +213,9 @@ def _check_run(loss: nn.Module, images: Tensor, labels: Tensor, config: TrainCon
     if config.ramped and not hasattr(head, "set_warmup"):
         raise ValueError(f"ramp_end must be 0 for {name}, which has no margin to raise, got {config.ramp_end}")
     if config.ramped and getattr(head, "annealing", None) is not None:
-        raise ValueError(f"ramp_end must be 0 for {name} with annealing, which sets the strength, got {config.ramp_end}")
+        raise ValueError(
+            f"ramp_end must be 0 for {name} with annealing, which sets the strength, got {config.ramp_end}"
+        )
 
 
 def _digest(*parts: Any) -> str:
@@ -229,6 +231,23 @@ def _digest(*parts: Any) -> str:
 
 def _shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, tuple(value.shape)) for name, value in module.state_dict().items()]
+
+
+def _hyper(module: nn.Module) -> list[Any]:
+    """Numbers and names that the parts of a module were made with."""
+    plain = [{k: v for k, v in vars(part).items() if isinstance(v, int | float | str)} for part in module.modules()]
+    return [repr(module), [sorted((k, v) for k, v in part.items() if k != "training") for part in plain]]
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    """What dropout draws from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _set_random_state(device: torch.device, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0].cpu())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1].cpu(), device)
 
 
 class _Checkpoint:
@@ -316,7 +335,8 @@ def train(
     head = getattr(loss, "head", loss)
     fixed_scale = config.ramped and config.scale_start is not None and getattr(head, "normalize_features", False)
     fixed_scale = fixed_scale and not isinstance(head.scale, nn.Parameter)
-    final_scale = float(head.scale.detach()) if fixed_scale else None
+    made_with = None if getattr(head, "scale", None) is None else float(head.scale.detach())
+    final_scale = made_with if fixed_scale else None
     loss_decay = config.weight_decay if config.loss_weight_decay is None else config.loss_weight_decay
     groups = [{"params": [p for p in model.parameters() if p.requires_grad], "factor": 1.0}]
     loss_parameters = [p for p in loss.parameters() if p.requires_grad]
@@ -332,8 +352,8 @@ def train(
     if checkpoint is not None:
         kind = (type(sampler).__name__, len(sampler), getattr(sampler, "P", None), getattr(sampler, "K", None))
         run = {
-            "model": _digest(type(model).__name__, repr(model), _shapes(model)),
-            "loss": _digest(type(loss).__name__, repr(loss), final_scale),
+            "model": _digest(_hyper(model), _shapes(model)),
+            "loss": _digest(_hyper(loss), made_with),
             "shape of the loss": _digest(type(loss).__name__, _shapes(loss)),
             "configuration": _digest(config.describe(), kind, log_every),
             "seed": _digest(seed),
@@ -346,11 +366,13 @@ def train(
             loss.load_state_dict(state["loss"])
             optimizer.load_state_dict(state["optimizer"])
             first, running, history = state["step"], state["running"], History(**state["history"])
+            _set_random_state(device, state["random"])
 
     def keep(step: int) -> None:
         if saved is not None:
             state = {"model": model.state_dict(), "loss": loss.state_dict(), "optimizer": optimizer.state_dict()}
-            saved.write(state | {"step": step, "running": running, "history": asdict(history)})
+            state |= {"step": step, "running": running, "history": asdict(history), "random": _random_state(device)}
+            saved.write(state)
 
     def look(step: int) -> None:
         if probe is not None:

@@ -186,7 +186,10 @@ def _blurred(images: Tensor, level: int) -> Tensor:
     pixels = images.to(torch.int64)
     for axis in (2, 3):
         reach = torch.arange(pixels.shape[axis])
-        moved = [pixels.index_select(axis, (reach + o).clamp(0, len(reach) - 1)) * int(w) for o, w in zip(offsets, whole, strict=True)]
+        moved = [
+            pixels.index_select(axis, (reach + o).clamp(0, len(reach) - 1)) * int(w)
+            for o, w in zip(offsets, whole, strict=True)
+        ]
         pixels = (torch.stack(moved).sum(0) + 512) // 1024
     return pixels.to(torch.uint8)
 
