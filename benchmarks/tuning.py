@@ -35,7 +35,7 @@ Run = Callable[[str, dict[str, Any], int], dict[str, float]]
 
 @dataclass(frozen=True)
 class Knob:
-    """Values of one hyper-parameter: middle + step k or, without a step, middle ratio^k, k = .. -1, 0, 1 ..; above `low`."""
+    """Values of one hyper-parameter above `low`: middle + step k or, without a step, middle ratio^k, k = -1, 0, 1 .."""
 
     name: str
     middle: float

@@ -65,7 +65,8 @@ def semi_hard(features: Tensor, labels: Tensor, margin: float) -> Tensor:
     triplets = semi_hard_triplets(features, labels, margin, pick="hardest")
     if not len(triplets.anchor):
         return features.sum() * 0
-    return losses.triplet_loss(*(features.index_select(0, index) for index in triplets), margin)
+    anchor, positive, negative = (features.index_select(0, index) for index in triplets)
+    return losses.triplet_loss(anchor, positive, negative, margin)
 
 
 def n_pair(features: Tensor, labels: Tensor, l2_weight: float) -> Tensor:
@@ -164,7 +165,7 @@ class Recipe:
     """A network, `network(dimension, image_shape)`, and its optimisation: the same for every loss of an arena."""
 
     dimension: int
-    network: partial[nn.Module]
+    network: partial[models.EmbeddingNet]
     config: TrainConfig
 
     def describe(self) -> dict[str, Any]:
@@ -228,8 +229,7 @@ def unseen_metrics(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
     genuine, impostor = all_pairs_cosines(embeddings, labels)
     fars = [far for far in FARS if far * len(impostor) >= 10]
     found = {"EER": float(equal_error_rate(genuine, impostor, replicates=2)), "AUC": float(roc_auc(genuine, impostor))}
-    rates = tar_at_far(genuine, impostor, fars) if fars else []
-    return found | {f"TAR@{far:.0e}".replace("e-0", "e-"): float(rate) for far, rate in zip(fars, rates, strict=True)}
+    return found | {f"TAR@{far:.0e}".replace("e-0", "e-"): float(tar_at_far(genuine, impostor, far)) for far in fars}
 
 
 def numbers_run(

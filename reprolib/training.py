@@ -11,11 +11,11 @@ import contextlib
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -169,6 +169,14 @@ def flip_and_shift(images: Tensor, generator: torch.Generator, *, flip: bool = T
     return images[index, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
+class Batches(Protocol):
+    """A pass over it is an epoch: index tensors (n,) int64, as many as its length."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Tensor]: ...
+
+
 class _Shuffled:
     """The batches of a plain epoch: all images in random order, each once, without the last incomplete batch."""
 
@@ -186,13 +194,14 @@ class _Shuffled:
         return iter(order.split(self.batch_size)[: len(self)])
 
 
-def _batches(batches: Any, seed: int, first: int, total: int) -> Iterator[tuple[int, Tensor]]:
+def _batches(batches: Batches, seed: int, first: int, total: int) -> Iterator[tuple[int, Tensor]]:
     """(step, indices) from step `first` on; each epoch's generator starts from (seed, epoch)."""
     length = len(batches)
     for epoch in range(first // length, -(-total // length)):
         begin = epoch * length
-        if isinstance(getattr(batches, "generator", None), torch.Generator):
-            batches.generator.manual_seed(seed * _STRIDE + epoch)
+        generator = getattr(batches, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed * _STRIDE + epoch)
         skipped, given = max(first - begin, 0), 0
         for index in islice(batches, skipped, total - begin):
             yield begin + skipped + given, index
@@ -223,7 +232,7 @@ def _digest(*parts: Any) -> str:
     for part in parts:
         if isinstance(part, Tensor):
             digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
-            digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         else:
             digest.update(repr(part).encode())
     return digest.hexdigest()
@@ -288,7 +297,7 @@ def train(
     config: TrainConfig,
     *,
     seed: int,
-    batches: Iterable[Tensor] | None = None,
+    batches: Batches | None = None,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     probe: Callable[[int, nn.Module, nn.Module], dict] | None = None,
     log_every: int = 50,
@@ -328,15 +337,16 @@ def train(
     check_count(checkpoint_every, "checkpoint_every")
     _check_run(loss, images, labels, config)
     device = images.device
-    sampler = _Shuffled(len(images), config.batch_size, device) if batches is None else batches
+    sampler: Batches = _Shuffled(len(images), config.batch_size, device) if batches is None else batches
     if not hasattr(sampler, "__len__") or len(sampler) < 1:
         raise ValueError(f"batches must have a length of at least 1, got {type(sampler).__name__}")
     total = len(sampler) * config.epochs if config.steps is None else config.steps
-    head = getattr(loss, "head", loss)
+    # Any: what a head has beyond a module is known by asking it
+    head: Any = getattr(loss, "head", loss)
+    plain_loss: Callable[[Tensor, Tensor], Tensor] | None = getattr(loss, "plain_loss", None)
     fixed_scale = config.ramped and config.scale_start is not None and getattr(head, "normalize_features", False)
     fixed_scale = fixed_scale and not isinstance(head.scale, nn.Parameter)
     made_with = None if getattr(head, "scale", None) is None else float(head.scale.detach())
-    final_scale = made_with if fixed_scale else None
     loss_decay = config.weight_decay if config.loss_weight_decay is None else config.loss_weight_decay
     groups = [{"params": [p for p in model.parameters() if p.requires_grad], "factor": 1.0}]
     loss_parameters = [p for p in loss.parameters() if p.requires_grad]
@@ -370,9 +380,14 @@ def train(
 
     def keep(step: int) -> None:
         if saved is not None:
-            state = {"model": model.state_dict(), "loss": loss.state_dict(), "optimizer": optimizer.state_dict()}
-            state |= {"step": step, "running": running, "history": asdict(history), "random": _random_state(device)}
-            saved.write(state)
+            parts = {"model": model.state_dict(), "loss": loss.state_dict(), "optimizer": optimizer.state_dict()}
+            at = {"step": step, "running": running, "history": asdict(history), "random": _random_state(device)}
+            saved.write(parts | at)
+
+    def warmup(strength: float) -> dict[str, float]:
+        if made_with is None or config.scale_start is None or not fixed_scale:
+            return {"strength": strength}
+        return {"strength": strength, "scale": config.scale_start + (made_with - config.scale_start) * strength}
 
     def look(step: int) -> None:
         if probe is not None:
@@ -397,10 +412,7 @@ def train(
                 batch = augment(batch, generator)
         progress = step / total
         if config.ramped:
-            strength, scale = ramp(config, progress), None
-            if final_scale is not None:
-                scale = config.scale_start + (final_scale - config.scale_start) * strength
-            head.set_warmup(scale=scale, strength=strength)
+            head.set_warmup(**warmup(ramp(config, progress)))
         rate = learning_rate(config, progress)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
@@ -408,7 +420,8 @@ def train(
             embeddings = model(batch)
         if config.bf16:
             embeddings = embeddings.float()
-        value = loss.plain_loss(embeddings, target) if progress < config.plain else loss(embeddings, target)
+        objective = plain_loss if plain_loss is not None and progress < config.plain else loss
+        value = objective(embeddings, target)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         if config.clip_norm is not None:
@@ -430,7 +443,7 @@ def train(
             break
     else:
         if config.ramped:
-            head.set_warmup(scale=final_scale, strength=1.0)
+            head.set_warmup(**warmup(1.0))
     model.eval()
     loss.eval()
     return Trained(model, loss, history)
@@ -453,7 +466,7 @@ def fit(
     devices = [images.device] if images.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        model = make_model().to(images.device, memory_format=torch.channels_last)
+        model = make_model().to(images.device).to(memory_format=torch.channels_last)
         torch.manual_seed(seed + 1)
         loss = make_loss().to(images.device)
         return train(model, loss, images, labels, config, seed=seed, **options)
@@ -480,4 +493,5 @@ def embed(model: nn.Module, images: Tensor, batch_size: int = 2000, *, flip_sum:
 @torch.no_grad()
 def accuracy(model: nn.Module, loss: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Closed-set accuracy in [0, 1] by the margin-free logits (with the margin on it would look worse than it is)."""
-    return float((loss.logits(embed(model, images)).argmax(dim=1) == labels).float().mean())
+    head: Any = loss
+    return float((head.logits(embed(model, images)).argmax(dim=1) == labels).float().mean())

@@ -157,12 +157,14 @@ def test_lfw_run_judges_the_fold():
     images = torch.cat([(base + noise()).clamp(0, 255).to(torch.uint8) for _ in range(4)])
     labels = torch.arange(50).repeat(4)
     train, test = labels < 35, labels >= 35
-    pairs = torch.tensor([[0, 15], [1, 16], [0, 1], [2, 3]])
-    same = torch.tensor([True, True, False, False])
+    # the 15 people follow each other four times: k and k + 15 are one person, k and k + 1 are two
+    first = torch.arange(15)
+    pairs = torch.cat([torch.stack([first, first + 15], 1), torch.stack([first, first + 1], 1)])
+    same = torch.arange(30) < 15
     fold = FacesFold("made", images[train], labels[train], images[test], labels[test] - 35, pairs, same, "0")
     recipe = replace(SMALL, config=replace(SMALL.config, epochs=20, shift=1))
     found = arenas.lfw_run("cosface", fold=0, seed=0, hyper={"scale": 16.0, "margin": 0.1}, recipe=recipe, faces=fold)
-    assert found["AUC"] > 0.9 and found["accuracy"] == found["AUC of the pairs"] == 1.0
+    assert found["AUC"] > 0.9 and found["accuracy"] > 0.8 and found["AUC of the pairs"] > 0.9
 
 
 def search(score):

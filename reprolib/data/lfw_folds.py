@@ -33,10 +33,17 @@ VALIDATION_FOLD = 9
 class Pairs(Protocol):
     """What is needed of a list of pairs: image keys "Name_0001", fold and kind of each pair."""
 
-    first: Sequence[str]
-    second: Sequence[str]
-    folds: np.ndarray
-    same: np.ndarray
+    @property
+    def first(self) -> Sequence[str]: ...
+
+    @property
+    def second(self) -> Sequence[str]: ...
+
+    @property
+    def folds(self) -> np.ndarray: ...
+
+    @property
+    def same(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,17 +127,19 @@ def lfw_fold(people: LfwDataset, pairs: Pairs, fold: int, *, least: int = 2) -> 
     labels = people.labels.cpu()
     train, test = fold_split(people.names, labels, people_by_fold(pairs.first, pairs.second, pairs.folds), fold)
     train = train[labels.bincount(minlength=len(people.names))[labels[train]] >= least]
-    here = np.flatnonzero(np.asarray(pairs.folds) == fold)
+    here = np.flatnonzero(np.asarray(pairs.folds) == fold).tolist()
     rows = torch.stack([people.rows([keys[i] for i in here]) for keys in (pairs.first, pairs.second)], dim=1)
     # place of each image among the test images, which are in ascending order
     place = torch.searchsorted(test, rows)
     device = people.images.device
-    parts = [
-        part.to(device)
-        for rows in (train, test)
-        for part in (people.images[rows.to(device)], labels[rows].unique(return_inverse=True)[1])
-    ]
     same = torch.from_numpy(np.asarray(pairs.same)[here].astype(bool))
-    name = f"{people.name}, fold {fold}, people with at least {least} images train"
-    digest = hashlib.sha256(f"{people.fingerprint} {fold} {least} {place.tolist()}".encode()).hexdigest()[:16]
-    return FacesFold(name, *parts, place.to(device), same.to(device), digest)
+    return FacesFold(
+        name=f"{people.name}, fold {fold}, people with at least {least} images train",
+        train_images=people.images[train.to(device)],
+        train_labels=labels[train].unique(return_inverse=True)[1].to(device),
+        test_images=people.images[test.to(device)],
+        test_labels=labels[test].unique(return_inverse=True)[1].to(device),
+        pairs=place.to(device),
+        same=same.to(device),
+        fingerprint=hashlib.sha256(f"{people.fingerprint} {fold} {least} {place.tolist()}".encode()).hexdigest()[:16],
+    )

@@ -12,10 +12,10 @@ unseen identities are written with test digits, so that neither the number nor t
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +29,7 @@ SIDE = 14
 # the numbers kept for validation are drawn from this seed, whatever the seed of a run
 VALIDATION_SEED = 20_161
 # a step of quality: standard deviation of the blur in pixels, covered share of the width
-_BLUR, _COVERED = 0.8, 0.12
+_BLUR, _COVER = 0.8, 0.12
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,12 +141,18 @@ def load_numbers(
         first = counts.cumsum(0) - counts
         labels = labels + (torch.arange(len(labels)) - first[identity]) % labels_per_identity
     numbers = chosen.repeat_interleave(labels_per_identity)
-    parts = (images, labels, numbers, level, kind)
     digest = hashlib.sha256()
-    for tensor in parts:
+    for tensor in (images, labels, numbers, level, kind):
         digest.update(tensor.numpy().tobytes())
-    name = f"numbers of {digits} digits ({dataset.name}), {part}"
-    return NumbersDataset(name, *(tensor.to(device) for tensor in parts), digest.hexdigest()[:16])
+    return NumbersDataset(
+        name=f"numbers of {digits} digits ({dataset.name}), {part}",
+        images=images.to(device),
+        labels=labels.to(device),
+        numbers=numbers.to(device),
+        levels=level.to(device),
+        kinds=kind.to(device),
+        fingerprint=digest.hexdigest()[:16],
+    )
 
 
 def degrade(
@@ -162,36 +168,36 @@ def degrade(
         kind = torch.full_like(kind, QUALITIES.index(quality))
     kind = kind * (level > 0)
     place = torch.rand(count, generator=generator, dtype=torch.float64)
-    images, width = images.clone(), images.shape[-1]
+    images = images.clone()
     for step in range(1, WORST_LEVEL + 1):
-        for number, change in ((1, _blurred), (2, None), (3, _paled)):
-            rows = ((level == step) & (kind == number)).nonzero().flatten()
-            if change is not None:
-                images[rows] = change(images[rows], step)
-                continue
-            bar = round(_COVERED * step * width)
-            begin = (place[rows] * (width - bar + 1)).long().clamp_(max=width - bar)
-            columns = torch.arange(width)
-            covered = (columns >= begin[:, None]) & (columns < begin[:, None] + bar)
-            images[rows] = images[rows].masked_fill(covered[:, None, None], 128)
+        blurred, covered, paled = (((level == step) & (kind == number)).nonzero().flatten() for number in (1, 2, 3))
+        images[blurred] = _blurred(images[blurred], step)
+        images[covered] = _covered(images[covered], step, place[covered])
+        images[paled] = _paled(images[paled], step)
     return images, level, kind
 
 
 def _blurred(images: Tensor, level: int) -> Tensor:
     # weights in 1 / 1024, summed in integers: every machine gets the same bytes
-    offsets = np.arange(-7, 8)
-    weights = np.exp(-0.5 * (offsets / (_BLUR * level)) ** 2)
-    whole = np.rint(1024 * weights / weights.sum()).astype(np.int64)
-    whole[7] += 1024 - whole.sum()
+    reach = 7
+    shape = [math.exp(-0.5 * (offset / (_BLUR * level)) ** 2) for offset in range(-reach, reach + 1)]
+    weights = [round(1024 * weight / sum(shape)) for weight in shape]
+    weights[reach] += 1024 - sum(weights)
     pixels = images.to(torch.int64)
     for axis in (2, 3):
-        reach = torch.arange(pixels.shape[axis])
-        moved = [
-            pixels.index_select(axis, (reach + o).clamp(0, len(reach) - 1)) * int(w)
-            for o, w in zip(offsets, whole, strict=True)
-        ]
-        pixels = (torch.stack(moved).sum(0) + 512) // 1024
+        place, total = torch.arange(pixels.shape[axis]), torch.full_like(pixels, 512)
+        for offset, weight in zip(range(-reach, reach + 1), weights, strict=True):
+            total += weight * pixels.index_select(axis, (place + offset).clamp(0, len(place) - 1))
+        pixels = total // 1024
     return pixels.to(torch.uint8)
+
+
+def _covered(images: Tensor, level: int, place: Tensor) -> Tensor:
+    # `place` in [0, 1) says where the bar begins
+    columns = torch.arange(images.shape[-1])
+    bar = round(_COVER * level * len(columns))
+    begin = (place * (len(columns) - bar + 1)).long()[:, None]
+    return images.masked_fill(((columns >= begin) & (columns < begin + bar))[:, None, None], 128)
 
 
 def _paled(images: Tensor, level: int) -> Tensor:
