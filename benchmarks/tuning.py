@@ -23,6 +23,7 @@ import torch
 import yaml
 
 from reprolib import arenas
+from reprolib.data import load
 from reprolib.data.files import write_atomic
 from reprolib.data.lfw import lfw_pairs
 from reprolib.data.lfw_folds import VALIDATION_FOLD, lfw_fold, load_lfw_grey
@@ -162,10 +163,10 @@ def tune(
 def arena_run(arena: str) -> tuple[Run, dict[str, Any]]:
     """How a run of `arena` is made on its validation identities, and what tells its recipe from another."""
     if arena == "numbers":
-        recipe = arenas.NUMBERS
+        recipe, glyphs = arenas.NUMBERS, {"dataset": load("mnist")}
 
         def numbers(loss: str, hyper: dict[str, Any], seed: int) -> dict[str, float]:
-            return arenas.numbers_run(loss, seed=seed, hyper=hyper, part="validation")
+            return arenas.numbers_run(loss, seed=seed, hyper=hyper, part="validation", training_data=glyphs)
 
         return numbers, recipe.describe()
     recipe = arenas.LFW

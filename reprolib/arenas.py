@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from reprolib import losses, models, training
@@ -96,10 +95,15 @@ def _with_contrastive(d: int, classes: int, *, weight: float, margin: float) -> 
 
 @dataclass(frozen=True)
 class Entry:
-    """How a loss is made, `make(d, classes, **hyper)`; its batches (P classes, K of each; None: shuffled images)."""
+    """How a loss is made, `make(d, classes, **hyper)`, and trained.
+
+    `per_class`: images of each class in a batch, None for shuffled images; `ramped`: the margin rises as the recipe
+    says; `clip_norm`: bound on the gradient, for the loss that has none of its own.
+    """
 
     make: Callable[..., nn.Module]
-    batches: tuple[int, int] | None = None
+    per_class: int | None = None
+    ramped: bool = False
     clip_norm: float | None = None
 
 
@@ -109,20 +113,25 @@ LOSSES: dict[str, Entry] = {
     "normface": Entry(lambda d, c, *, scale: losses.NormFace(d, c, scale=scale, learn_scale=False)),
     "l_softmax": Entry(_annealed(losses.LSoftmax)),
     "a_softmax": Entry(_annealed(losses.ASoftmax)),
-    "cosface": Entry(lambda d, c, *, scale, margin: losses.CosFace(d, c, m=margin, scale=scale)),
-    "arcface": Entry(lambda d, c, *, scale, margin: losses.ArcFace(d, c, m=margin, scale=scale)),
+    "cosface": Entry(lambda d, c, *, scale, margin: losses.CosFace(d, c, m=margin, scale=scale), ramped=True),
+    "arcface": Entry(lambda d, c, *, scale, margin: losses.ArcFace(d, c, m=margin, scale=scale), ramped=True),
     "arcface_straight_through": Entry(
-        lambda d, c, *, scale, margin: losses.ArcFace(d, c, m=margin, scale=scale, gradient="straight_through")
+        lambda d, c, *, scale, margin: losses.ArcFace(d, c, m=margin, scale=scale, gradient="straight_through"),
+        ramped=True,
     ),
-    "combined": Entry(lambda d, c, *, scale, m1, m2, m3: losses.CombinedMargin(d, c, m1=m1, m2=m2, m3=m3, scale=scale)),
+    "combined": Entry(
+        lambda d, c, *, scale, m1, m2, m3: losses.CombinedMargin(d, c, m1=m1, m2=m2, m3=m3, scale=scale), ramped=True
+    ),
     "softmax_center": Entry(_with_center),
-    "contrastive": Entry(lambda d, c, *, margin: InBatch(contrastive, unit=True, margin=margin), (32, 4)),
-    "softmax_contrastive": Entry(_with_contrastive, (32, 4)),
+    "contrastive": Entry(lambda d, c, *, margin: InBatch(contrastive, unit=True, margin=margin), per_class=4),
+    "softmax_contrastive": Entry(_with_contrastive, per_class=4),
     "triplet_batch_hard": Entry(
-        lambda d, c, *, margin: InBatch(losses.batch_hard_triplet_loss, unit=True, margin=margin), (32, 4)
+        lambda d, c, *, margin: InBatch(losses.batch_hard_triplet_loss, unit=True, margin=margin), per_class=4
     ),
-    "triplet_semi_hard": Entry(lambda d, c, *, margin: InBatch(semi_hard, unit=True, margin=margin), (32, 4)),
-    "n_pair": Entry(lambda d, c, *, l2_weight: InBatch(n_pair, unit=False, l2_weight=l2_weight), (64, 2), 5.0),
+    "triplet_semi_hard": Entry(lambda d, c, *, margin: InBatch(semi_hard, unit=True, margin=margin), per_class=4),
+    "n_pair": Entry(
+        lambda d, c, *, l2_weight: InBatch(n_pair, unit=False, l2_weight=l2_weight), per_class=2, clip_norm=5.0
+    ),
 }
 
 
@@ -144,7 +153,13 @@ def build_loss(name: str, in_features: int, num_classes: int, **hyper: Any) -> n
 
 @cache
 def _table() -> dict[str, Any]:
-    return yaml.safe_load(TUNED.read_text(encoding="utf-8")) if TUNED.exists() else {}
+    import yaml  # only what reads the table needs it
+
+    if not TUNED.exists():
+        raise ValueError(
+            f"the tuned values stand in {TUNED.parent.name}/{TUNED.name} of the repository, not found here"
+        )
+    return yaml.safe_load(TUNED.read_text(encoding="utf-8"))
 
 
 def tuned(arena: str, loss: str) -> dict[str, Any]:
@@ -201,26 +216,28 @@ def fit_recipe(
 ) -> Trained:
     """Train the recipe's network with `loss`; `hyper` as :func:`tuned` gives it, `options` as for `train`.
 
-    Losses within a batch get P x K batches, for as many steps as an epoch of shuffled images has.
+    Losses within a batch get P x K batches of `config.batch_size` images, K of each class or as many as the rarest has,
+    for as many steps as an epoch of shuffled images has.
     """
     check_choice(loss, "loss", tuple(LOSSES))
-    entry, own = LOSSES[loss], dict(hyper)
-    config = replace(recipe.config, **{name: own.pop(name) for name in ("lr", "loss_lr_factor") if name in own})
-    classes, steps = int(labels.max()) + 1, config.epochs * (len(images) // config.batch_size)
-    config = replace(config, steps=steps, clip_norm=entry.clip_norm)
-
-    def make_loss() -> nn.Module:
-        return build_loss(loss, recipe.dimension, classes, **own)
-
-    if entry.batches is not None:
-        P, K = entry.batches
-        options["batches"] = PKSampler(labels, min(P, classes), K, torch.Generator())
-    head = getattr(probe := make_loss(), "head", probe)
-    if not hasattr(head, "set_warmup") or getattr(head, "annealing", None) is not None:
-        config = replace(config, ramp_end=0.0)
+    entry, own, config = LOSSES[loss], dict(hyper), recipe.config
+    steps = config.epochs * (len(images) // config.batch_size)
+    rates = {name: own.pop(name) for name in ("lr", "loss_lr_factor") if name in own}
+    ramp_end = config.ramp_end if entry.ramped else 0.0
+    config = replace(config, steps=steps, ramp_end=ramp_end, clip_norm=entry.clip_norm, **rates)
+    counts = labels.bincount()
+    if entry.per_class is not None:
+        K = min(entry.per_class, int(counts.min()))
+        options["batches"] = PKSampler(labels, min(config.batch_size // K, len(counts)), K, torch.Generator())
     shape = tuple(images.shape[1:])
     return training.fit(
-        lambda: recipe.network(recipe.dimension, shape), make_loss, images, labels, config, seed=seed, **options
+        lambda: recipe.network(recipe.dimension, shape),
+        lambda: build_loss(loss, recipe.dimension, len(counts), **own),
+        images,
+        labels,
+        config,
+        seed=seed,
+        **options,
     )
 
 

@@ -54,17 +54,30 @@ def test_a_head_gets_its_ramp_and_an_annealed_one_its_lambda_alone():
         return {"strength": float(head.strength)} if hasattr(head, "strength") else {}
 
     people = arenas.load_numbers("train", seed=0, **DATA)
-    for loss in ("arcface", "softmax_center", "a_softmax"):
+    for loss in ("arcface", "combined", "a_softmax"):
         trained = arenas.fit_recipe(
             SMALL, loss, MIDDLE[loss], people.images, people.labels, seed=0, probe=probe, log_every=1
         )
         seen[loss] = [entry["strength"] for entry in trained.history.probes[1:]]
     # 8 steps; the ramp ends at 0.4 of them
-    for loss in ("arcface", "softmax_center"):
+    for loss in ("arcface", "combined"):
         assert seen[loss] == pytest.approx([min(k / 8 / 0.4, 1.0) for k in range(8)])
     # lambda = 1000 / (1 + 999 / 200 k), strength 1 / (1 + lambda)
     expected = [1 / (1 + 1000 / (1 + 999 / 200 * k)) for k in range(1, 9)]
     assert seen["a_softmax"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_classes_with_few_images_get_batches_of_what_they_have():
+    people = arenas.load_numbers("train", seed=0, **DATA | {"per_identity": 3})
+    seen = []
+
+    def watch(batch, generator):
+        seen.append(len(batch))
+        return batch
+
+    arenas.fit_recipe(SMALL, "triplet_batch_hard", {"margin": 0.3}, people.images, people.labels, seed=0, augment=watch)
+    # 120 images, 40 a step: 13 classes with three images each
+    assert seen == [39] * 3
 
 
 def test_contrastive_is_the_mean_of_the_two_kinds():

@@ -16,7 +16,7 @@ def person_of(key: str) -> str:
     """The person of an image key: "Aaron_Eckhart" of "Aaron_Eckhart_0001"; raises `ValueError` for another form."""
     person, _, number = key.rpartition("_")
     if not person or len(number) != 4 or not number.isascii() or not number.isdigit():
-        raise ValueError(f"an image key has the form Name_0001, not {key!r}")
+        raise ValueError(f"an image key must have the form Name_0001, got {key!r}")
     return person
 
 
@@ -29,7 +29,7 @@ def people_by_fold(first: Iterable[str], second: Iterable[str], folds: Iterable[
     for one, two, fold in zip(first, second, folds, strict=True):
         members.setdefault(int(fold), set()).update((person_of(one), person_of(two)))
     if sorted(members) != list(range(len(members))) or len(members) < 2:
-        raise ValueError(f"the folds have to be numbered 0 .. K - 1 with K of at least 2, not {sorted(members)}")
+        raise ValueError(f"the folds must be numbered 0 .. K - 1 with K of at least 2, got {sorted(members)}")
     return [frozenset(members[fold]) for fold in range(len(members))]
 
 
@@ -44,7 +44,7 @@ def fold_split(
     person whom `names` lacks, and if nobody is left to train on.
     """
     if not 0 <= fold < len(fold_people):
-        raise ValueError(f"the fold has to be from 0 to {len(fold_people) - 1}, not {fold}")
+        raise ValueError(f"fold must be from 0 to {len(fold_people) - 1}, got {fold}")
     number = {name: label for label, name in enumerate(names)}
     if unknown := sorted(name for name in fold_people[fold] if name not in number):
         raise ValueError(f"fold {fold} names {unknown[0]!r}, of whom there is no image ({len(unknown)} such people)")

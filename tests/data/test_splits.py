@@ -17,7 +17,7 @@ from reprolib.data.splits import person_of
 def test_a_person_is_read_off_the_key():
     assert person_of("Jean-Pierre_Raffarin_0012") == "Jean-Pierre_Raffarin"
     for key in ("Aaron_Eckhart", "Aaron_Eckhart_1", "_0001", "Aaron_000a", "Aaron_00²1", "", "Aaron_Eckhart_0001.jpg"):
-        with pytest.raises(ValueError, match="form Name_0001"):
+        with pytest.raises(ValueError, match="must have the form Name_0001"):
             person_of(key)
 
 
@@ -44,7 +44,7 @@ def test_overlapping_folds_never_leak(fold_people):
 
 
 def test_folds_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="from 0 to 1, not 2"):
+    with pytest.raises(ValueError, match="fold must be from 0 to 1, got 2"):
         fold_split(NAMES, LABELS, [{"A"}, {"B"}], 2)
     with pytest.raises(ValueError, match="names 'X', of whom there is no image"):
         fold_split(NAMES, LABELS, [{"A", "X"}, {"B"}], 0)
