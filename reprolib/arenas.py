@@ -199,8 +199,8 @@ NUMBERS = Recipe(
 )
 LFW = Recipe(
     128,
-    partial(models.residual, widths=(32, 64, 128, 192), dropout=0.4),
-    TrainConfig(epochs=15, lr=0.1, warmup=0.05, ramp_end=0.3, scale_start=None, flip=True, shift=3),
+    partial(models.residual, widths=(24, 48, 96, 160), dropout=0.4),
+    TrainConfig(epochs=12, lr=0.2, warmup=0.05, ramp_end=0.3, scale_start=None, flip=True, shift=3),
 )
 
 
