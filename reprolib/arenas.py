@@ -246,7 +246,9 @@ def unseen_metrics(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
     genuine, impostor = all_pairs_cosines(embeddings, labels)
     fars = [far for far in FARS if far * len(impostor) >= 10]
     found = {"EER": float(equal_error_rate(genuine, impostor, replicates=2)), "AUC": float(roc_auc(genuine, impostor))}
-    return found | {f"TAR@{far:.0e}".replace("e-0", "e-"): float(tar_at_far(genuine, impostor, far)) for far in fars}
+    rates = tar_at_far(genuine, impostor, fars) if fars else []
+    assert isinstance(rates, list)  # for a list of FARs
+    return found | {f"TAR@{far:.0e}".replace("e-0", "e-"): float(rate) for far, rate in zip(fars, rates, strict=True)}
 
 
 def numbers_run(

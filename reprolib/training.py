@@ -8,10 +8,8 @@ bit where it would have ended.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from reprolib._checks import check_choice, check_count, check_labels, check_number
-from reprolib.data.files import open_atomic
+from reprolib.checkpoints import Checkpoint, digest, hyper, random_state, set_random_state, shapes
 
 SCHEDULES = ("cosine", "constant", "step")
 # one prime for all seeds, so that neighbouring seeds share no epoch and no step
@@ -227,68 +225,6 @@ def _check_run(loss: nn.Module, images: Tensor, labels: Tensor, config: TrainCon
         )
 
 
-def _digest(*parts: Any) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        if isinstance(part, Tensor):
-            digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
-            digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        else:
-            digest.update(repr(part).encode())
-    return digest.hexdigest()
-
-
-def _shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
-    return [(name, tuple(value.shape)) for name, value in module.state_dict().items()]
-
-
-def _hyper(module: nn.Module) -> list[Any]:
-    """Numbers and names that the parts of a module were made with."""
-    plain = [{k: v for k, v in vars(part).items() if isinstance(v, int | float | str)} for part in module.modules()]
-    return [repr(module), [sorted((k, v) for k, v in part.items() if k != "training") for part in plain]]
-
-
-def _random_state(device: torch.device) -> list[Tensor]:
-    """What dropout draws from."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def _set_random_state(device: torch.device, states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0].cpu())
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1].cpu(), device)
-
-
-class _Checkpoint:
-    """One file: a digest of 32 bytes, then the state of a run as `torch.save` writes it.
-
-    The state holds what tells one run from another; a damaged file or that of another run is refused, never resumed.
-    """
-
-    def __init__(self, path: Path, run: dict[str, str], may_differ: tuple[str, ...]) -> None:
-        self.path, self.run, self.may_differ = path, run, may_differ
-
-    def write(self, state: dict[str, Any]) -> None:
-        stream = io.BytesIO()
-        torch.save(state | {"run": self.run}, stream)
-        raw = stream.getvalue()
-        with open_atomic(self.path) as file:
-            file.write(hashlib.sha256(raw).digest())
-            file.write(raw)
-
-    def read(self, device: torch.device) -> dict[str, Any]:
-        content = self.path.read_bytes()
-        digest, raw = content[:32], content[32:]
-        if hashlib.sha256(raw).digest() != digest:
-            raise ValueError(f"checkpoint {self.path} is damaged or no checkpoint of a run; remove it to start anew")
-        state = torch.load(io.BytesIO(raw), map_location=device, weights_only=True)
-        names = [name for name in self.run if self.run[name] != state["run"].get(name) and name not in self.may_differ]
-        if names:
-            other = "another " + ", another ".join(names)
-            raise ValueError(f"checkpoint {self.path} belongs to a run with {other}; remove it or name another file")
-        return state
-
-
 def train(
     model: nn.Module,
     loss: nn.Module,
@@ -358,30 +294,30 @@ def train(
         groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
     )
     history, first, running = History(), 0, torch.zeros((), device=device)
-    saved: _Checkpoint | None = None
+    saved: Checkpoint | None = None
     if checkpoint is not None:
         kind = (type(sampler).__name__, len(sampler), getattr(sampler, "P", None), getattr(sampler, "K", None))
         run = {
-            "model": _digest(_hyper(model), _shapes(model)),
-            "loss": _digest(_hyper(loss), made_with),
-            "shape of the loss": _digest(type(loss).__name__, _shapes(loss)),
-            "configuration": _digest(config.describe(), kind, log_every),
-            "seed": _digest(seed),
-            "data": _digest(images, labels),
+            "model": digest(hyper(model), shapes(model)),
+            "loss": digest(hyper(loss), made_with),
+            "shape of the loss": digest(type(loss).__name__, shapes(loss)),
+            "configuration": digest(config.describe(), kind, log_every),
+            "seed": digest(seed),
+            "data": digest(images, labels),
         }
-        saved = _Checkpoint(checkpoint, run, ("loss",) if branch else ())
+        saved = Checkpoint(checkpoint, run, ("loss",) if branch else ())
         if checkpoint.exists():
             state = saved.read(device)
             model.load_state_dict(state["model"])
             loss.load_state_dict(state["loss"])
             optimizer.load_state_dict(state["optimizer"])
             first, running, history = state["step"], state["running"], History(**state["history"])
-            _set_random_state(device, state["random"])
+            set_random_state(device, state["random"])
 
     def keep(step: int) -> None:
         if saved is not None:
             parts = {"model": model.state_dict(), "loss": loss.state_dict(), "optimizer": optimizer.state_dict()}
-            at = {"step": step, "running": running, "history": asdict(history), "random": _random_state(device)}
+            at = {"step": step, "running": running, "history": asdict(history), "random": random_state(device)}
             saved.write(parts | at)
 
     def warmup(strength: float) -> dict[str, float]:
@@ -401,7 +337,8 @@ def train(
     if first == 0:
         look(0)
     steps = _batches(sampler, seed, first, total)
-    for step, index in tqdm(steps, desc=label, initial=first, total=total, disable=None, leave=False):
+    bar: Iterable[tuple[int, Tensor]] = tqdm(steps, label, total, initial=first, disable=None, leave=False)
+    for step, index in bar:
         batch, target = images[index], labels[index]
         if augment is not None or config.flip or config.shift:
             # drawn from the step alone, so that a resumed run sees the same images
