@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import tuning
+from benchmarks import pilots, tuning
 from reprolib import arenas, losses, models
 from reprolib.data import load
 from reprolib.data.lfw_folds import FacesFold
@@ -242,3 +242,37 @@ def test_a_run_that_diverges_is_the_worst_candidate_and_other_errors_stop(tmp_pa
 
     with pytest.raises(ValueError, match="another"):
         tuning.Runs(tmp_path / "other.jsonl", worse, {})("softmax", {}, 0)
+
+
+def test_pilots_vary_network_and_training_and_tell_what_they_cost(tmp_path, monkeypatch, capsys):
+    variants = ({}, {"epochs": 2, "hidden": 12}, {"lr": 0.02})
+    monkeypatch.setattr(arenas, "NUMBERS", SMALL)
+    monkeypatch.setattr(pilots, "VARIANTS", {"numbers": variants})
+    monkeypatch.setattr(pilots, "data_of", lambda arena, changes: (DATA, dict(changes)))
+    recipe = pilots.vary(SMALL, variants[1])
+    assert recipe.config.epochs == 2 and recipe.network.keywords["hidden"] == 12 and SMALL.config.epochs == 1
+    arguments = [
+        "numbers",
+        "--runs",
+        str(tmp_path / "runs.jsonl"),
+        "--table",
+        str(tmp_path / "pilots.md"),
+        "--only",
+        "0",
+        "1",
+    ]
+    assert pilots.main(arguments) == 0
+    lines = (tmp_path / "pilots.md").read_text().splitlines()
+    assert lines[2].startswith("| recipe | loss | EER | AUC |") and lines[2].endswith("| CPU s |")
+    assert [line.split(" | ")[:2] for line in lines[4:]] == [
+        ["| as it is", "softmax"], ["| as it is", "arcface"],
+        ["| epochs = 2, hidden = 12", "softmax"], ["| epochs = 2, hidden = 12", "arcface"],
+    ]  # fmt: skip
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 4
+
+    def never(*args, **options):
+        raise AssertionError("a run that has its line was made again")
+
+    monkeypatch.setattr(pilots, "timed", never)
+    pilots.main(arguments)
+    assert (tmp_path / "pilots.md").read_text().splitlines() == lines and "softmax TAR@1e-3" in capsys.readouterr().out
