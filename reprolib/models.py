@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-NAMES = ("compact", "lenets++", "normface", "sphere4", "sphere4-bn")
+NAMES = ("compact", "lenets++", "normface", "sphere4", "sphere4-bn", "residual")
 # three halvings by pooling, the last 3 / 2 without padding, leave nothing of a smaller picture
 LEAST_SIDE = 12
 
@@ -54,15 +54,16 @@ def compact(
     image_shape: tuple[int, int, int] = (1, 28, 28),
     widths: Sequence[int] = (16, 48, 96),
     hidden: int = 128,
+    kernels: Sequence[int] = (5, 5, 3),
 ) -> EmbeddingNet:
-    """Strided 5x5, 5x5, 3x3 convolutions with BatchNorm and ReLU, FC ``hidden`` + BatchNorm + PReLU, FC embedding.
+    """Convolutions of stride 2 with BatchNorm and ReLU, FC ``hidden`` + BatchNorm + PReLU, FC embedding.
 
     The hidden layer is what makes a 2-D embedding trainable; ReLU does not touch the embedding, so that features may
     take any direction (SphereFace, appendix C).
     """
     layers: list[nn.Module] = []
     channels = image_shape[0]
-    for width, kernel in zip(widths, (5, 5, 3), strict=True):
+    for width, kernel in zip(widths, kernels, strict=True):
         layers += [
             nn.Conv2d(channels, width, kernel, stride=2, padding=kernel // 2, bias=False),
             nn.BatchNorm2d(width),
@@ -136,6 +137,50 @@ def sphere4(
     return EmbeddingNet(convolutions, head, image_shape)
 
 
+class _Residual(nn.Module):
+    """x + two 3x3 convolutions of x, each with BatchNorm and PReLU."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*_convolution(width, width, 1), *_convolution(width, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def _convolution(channels: int, width: int, stride: int) -> list[nn.Module]:
+    convolution = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
+    return [convolution, nn.BatchNorm2d(width), nn.PReLU(width)]
+
+
+def residual(
+    embedding_dim: int = 128,
+    image_shape: tuple[int, int, int] = (1, 48, 48),
+    widths: Sequence[int] = (32, 64, 128, 192),
+    dropout: float = 0.4,
+) -> EmbeddingNet:
+    """3x3 convolutions of stride 2, all but the first followed by a residual block; dropout, FC, BatchNorm.
+
+    In the manner of SphereFace's and ArcFace's networks (a residual unit after each halving; dropout, FC and BatchNorm
+    make the embedding), small enough for faces of 48 x 48 pixels on one core.
+    """
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+    layers: list[nn.Module] = []
+    channels = image_shape[0]
+    for place, width in enumerate(widths):
+        layers += _convolution(channels, width, 2)
+        layers += [_Residual(width)] if place else []
+        channels = width
+    convolutions = nn.Sequential(*layers)
+    head = nn.Sequential(
+        nn.Dropout(dropout),
+        nn.Linear(_flat_size(convolutions, image_shape), embedding_dim, bias=False),
+        nn.BatchNorm1d(embedding_dim),
+    )
+    return EmbeddingNet(convolutions, head, image_shape)
+
+
 def build(name: str, embedding_dim: int, image_shape: tuple[int, int, int] = (1, 28, 28)) -> EmbeddingNet:
     """The network called ``name`` (one of ``NAMES``), initialised from the global generator.
 
@@ -156,4 +201,6 @@ def build(name: str, embedding_dim: int, image_shape: tuple[int, int, int] = (1,
         return normface_net(embedding_dim, image_shape)
     if name in ("sphere4", "sphere4-bn"):
         return sphere4(embedding_dim, image_shape, batch_norm=name == "sphere4-bn")
+    if name == "residual":
+        return residual(embedding_dim, image_shape)
     raise ValueError(f"unknown network {name!r}; allowed are {', '.join(NAMES)}")

@@ -137,3 +137,29 @@ def test_wrong_input_is_refused():
     assert models.build("normface", 2, image_shape=(1, 12, 12)).head[0].in_features == 128
     with pytest.raises(ValueError, match="images must have shape"):
         models.build("compact", 2)(torch.zeros(1, 28, 28))
+
+
+def test_the_residual_net_halves_four_times_with_a_block_after_the_last_three():
+    model = models.residual(128, (1, 48, 48), widths=(32, 64, 128, 192))
+    convolutions = layers(model, nn.Conv2d)
+    pairs = [(c.in_channels, c.out_channels, c.stride[0]) for c in convolutions]
+    expected = [(1, 32, 2)]
+    for before, width in ((32, 64), (64, 128), (128, 192)):
+        expected += [(before, width, 2), (width, width, 1), (width, width, 1)]
+    assert pairs == expected and all(c.kernel_size == (3, 3) for c in convolutions)
+    # 48 -> 24 -> 12 -> 6 -> 3
+    assert layers(model, nn.Linear)[0].in_features == 192 * 3 * 3
+    assert len(layers(model, nn.Dropout)) == 1 and isinstance(model.head[-1], nn.BatchNorm1d)
+
+
+def test_a_residual_block_adds_its_input():
+    model = models.residual(4, (1, 16, 16), widths=(2, 3), dropout=0.0).eval()
+    (block,) = layers(model, models._Residual)
+    x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(block(x) - x, block.body(x), atol=1e-6)
+        for part in layers(block, nn.BatchNorm2d):
+            part.weight.zero_()
+        assert torch.equal(block(x), x)
+    with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\), got 1"):
+        models.residual(dropout=1.0)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import pickle
+from dataclasses import replace
 
 import pytest
 import torch
 
 from reprolib import models, training
+from reprolib.data import CoupleSampler, PKSampler
+from reprolib.losses.center import JointLoss
 from reprolib.losses.margin_softmax import ASoftmax, CosFace, LSoftmax, NormFace, Softmax
 from reprolib.losses.schedules import AnnealedLambda
 from reprolib.training import TrainConfig
@@ -130,12 +134,27 @@ def test_a_resumed_run_with_augmentation_ends_bit_for_bit_where_it_would_have(tm
     assert not same_state(whole, plain)
 
 
+def test_a_resumed_run_with_dropout_ends_bit_for_bit_where_it_would_have(tmp_path):
+    def dropping():
+        return models.residual(4, (1, 28, 28), widths=(4, 6), dropout=0.5)
+
+    def run(**options):
+        return training.fit(
+            dropping, lambda: Softmax(4, 3), *blobs(), TrainConfig(batch_size=24, steps=7), seed=2, **options
+        )
+
+    path = tmp_path / "run.pt"
+    run(checkpoint=path, stop_after=4)
+    torch.manual_seed(99)
+    assert same_state(run(), run(checkpoint=path))
+
+
 def test_augmentation_that_is_off_changes_nothing():
     options = {"epochs": 3, "batch_size": 24, "lr": 0.05, "plain": 0.2, "ramp_end": 0.6, "scale_start": 4.0}
     off = TrainConfig(**options, flip=False, shift=0, bf16=False)
     first, second = fit(config=off), fit(augment=lambda batch, generator: batch)
     assert same_state(first, second) and first.history == second.history
-    assert off.describe() == CONFIG.describe() and not {"flip", "shift", "bf16"} & set(off.describe())
+    assert off.describe() == CONFIG.describe()
     assert AUGMENTED.describe() == {**CONFIG.describe(), "flip": True, "shift": 3}
 
 
@@ -217,6 +236,10 @@ def test_plain_part_is_softmax_on_the_same_weights():
 
 def test_learning_rates():
     one = TrainConfig(lr=0.1)
+    tenth = TrainConfig(lr=0.1, warmup=0.1)
+    assert training.learning_rate(tenth, 0.1) == pytest.approx(0.1)
+    assert training.learning_rate(tenth, 0.55) == pytest.approx(0.05)
+    assert training.learning_rate(TrainConfig(lr=0.1, warmup=0.0), 0.0) == pytest.approx(0.1)
     assert training.learning_rate(one, 0.0) == pytest.approx(0.004)
     assert training.learning_rate(one, 0.25) == pytest.approx(0.1)
     assert training.learning_rate(one, 0.625) == pytest.approx(0.05)
@@ -264,20 +287,33 @@ def test_divergence_is_an_error():
     "options",
     [
         {"epochs": 0},
+        {"epochs": 1.5},
+        {"epochs": True},
         {"batch_size": 1},
+        {"batch_size": 32.0},
+        {"steps": 0},
         {"lr": 0.0},
         {"lr": float("nan")},
+        {"lr": float("inf")},
+        {"loss_lr_factor": float("inf")},
+        {"loss_weight_decay": -1.0},
         {"momentum": 1.0},
-        {"schedule": "cosine"},
+        {"weight_decay": float("inf")},
+        {"schedule": "one_cycle"},
+        {"milestones": (0.5, 1.5)},
+        {"warmup": 1.5},
         {"plain": 1.5},
+        {"ramp_end": float("nan")},
         {"scale_start": 0.0},
+        {"clip_norm": 0.0},
         {"shift": -1},
         {"shift": 1.5},
         {"shift": True},
     ],
 )
 def test_wrong_configurations_are_refused(options):
-    with pytest.raises(ValueError, match=r"need |unknown schedule"):
+    (name,) = options
+    with pytest.raises((TypeError, ValueError), match=f"^{name} must be "):
         TrainConfig(**options)
 
 
@@ -285,5 +321,203 @@ def test_wrong_data_is_refused():
     images, labels = blobs(30)
     with pytest.raises(ValueError, match="labels must have shape"):
         training.train(net(), Softmax(4, 3), images, labels[:-1], CONFIG, seed=0)
-    with pytest.raises(ValueError, match="larger than the 30 images"):
+    with pytest.raises(TypeError, match="labels must be an int64 tensor"):
+        training.train(net(), Softmax(4, 3), images, labels.int(), CONFIG, seed=0)
+    with pytest.raises(ValueError, match="at most the number of images, 30, got 31"):
         training.train(net(), Softmax(4, 3), images, labels, TrainConfig(batch_size=31), seed=0)
+    with pytest.raises(ValueError, match="seed must be an integer >= 0"):
+        training.train(net(), Softmax(4, 3), images, labels, CONFIG, seed=-1)
+
+
+class Pull(torch.nn.Module):
+    """A metric loss: the mean squared distance to the first image of the batch."""
+
+    def forward(self, features, labels):
+        return (features - features[:1]).square().mean()
+
+
+class Spy(CosFace):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.strengths, self.scales = [], []
+
+    def forward(self, features, labels):
+        self.strengths.append(float(self.strength))
+        self.scales.append(float(self.scale))
+        return super().forward(features, labels)
+
+
+class Joint(torch.nn.Module):
+    """The least that a joint loss is: a head and a second term."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head, self.second = head, Pull()
+
+    def forward(self, features, labels):
+        return self.head(features, labels) + 0.1 * self.second(features, labels)
+
+
+@pytest.mark.parametrize("wrap", [lambda head: head, Joint, lambda head: JointLoss(head, Pull(), 0.1)])
+def test_the_ramp_reaches_a_head_alone_and_in_a_joint_loss(wrap):
+    config = TrainConfig(epochs=1, batch_size=24, ramp_end=0.5, scale_start=4.0)
+    head = Spy(4, 3, m=0.2, scale=16.0)
+    fit(lambda: wrap(head), config=config)
+    # 10 steps, step k at progress k / 10
+    assert head.strengths == pytest.approx([min(k / 5, 1.0) for k in range(10)])
+    assert head.scales == pytest.approx([4.0 + 12.0 * min(k / 5, 1.0) for k in range(10)])
+    still = Spy(4, 3, m=0.2, scale=16.0)
+    fit(lambda: wrap(still), config=replace(config, scale_start=None))
+    assert still.strengths == head.strengths and set(still.scales) == {16.0}
+
+
+def test_a_warm_up_that_the_loss_does_not_have_is_refused():
+    with pytest.raises(ValueError, match=r"ramp_end must be 0 for Pull, which has no margin to raise, got 0\.5"):
+        fit(Pull, config=TrainConfig(epochs=1, ramp_end=0.5))
+    with pytest.raises(ValueError, match=r"plain must be 0 for Pull, which has no plain_loss to start with, got 0\.2"):
+        fit(Pull, config=TrainConfig(epochs=1, plain=0.2))
+    with pytest.raises(ValueError, match="plain must be 0 for Joint"):
+        fit(lambda: Joint(CosFace(4, 3)), config=TrainConfig(epochs=1, plain=0.2, ramp_end=0.5))
+    with pytest.raises(ValueError, match="ramp_end must be 0 for ASoftmax with annealing"):
+        fit(
+            lambda: ASoftmax(4, 3, annealing=AnnealedLambda(10.0, 1.0, 1.0)), config=TrainConfig(epochs=1, ramp_end=0.5)
+        )
+
+
+def test_clipping_bounds_the_step_and_a_loose_bound_changes_nothing():
+    config = TrainConfig(epochs=1, batch_size=24, lr=0.1, momentum=0.0, weight_decay=0.0, schedule="constant", steps=1)
+    before = [p.detach().clone() for p in fit(config=replace(config, lr=1e-30)).model.parameters()]
+
+    def moved(clip_norm):
+        after = fit(config=replace(config, clip_norm=clip_norm)).model.parameters()
+        return sum(float((p.detach() - q).square().sum()) for p, q in zip(after, before, strict=True)) ** 0.5
+
+    free = moved(None)
+    # the step of plain SGD is lr times the gradient: at most lr times the bound, for network and loss together
+    assert free > 2 * 0.1 * 0.01 and 0 < moved(0.01) <= 0.1 * 0.01 * (1 + 1e-5)
+    assert same_state(fit(config=replace(config, clip_norm=1e6)), fit(config=config))
+
+
+@pytest.mark.parametrize("kind", ["pk", "couples", "list"])
+@pytest.mark.parametrize("stop", [1, 9, 11])
+def test_batches_of_a_sampler_train_and_resume_bit_for_bit(tmp_path, kind, stop):
+    images, labels = blobs()
+    seen: list[list[int]] = []
+
+    def options():
+        generator = torch.Generator()
+        if kind == "pk":
+            return {"batches": PKSampler(labels, 3, 8, generator)}
+        if kind == "couples":
+            return {"batches": CoupleSampler(labels, 3, generator)}
+        return {"batches": [torch.arange(k, k + 24) for k in range(0, 96, 24)]}
+
+    config = TrainConfig(epochs=4, lr=0.02, steps=14, clip_norm=1.0)
+    marked = images.clone()
+    marked[:, 0, 27, 27] = torch.arange(len(images)).to(torch.uint8)
+
+    def watch(batch, generator):
+        seen.append(batch[:, 0, 27, 27].tolist())
+        return batch
+
+    def run(**more):
+        return training.fit(net, Pull, marked, labels, config, seed=3, augment=watch, **options(), **more)
+
+    whole = run()
+    expected, seen[:] = [list(row) for row in seen], []
+    assert len(expected) == 14 and whole.history.steps == [14]
+    if kind == "pk":
+        for row in expected:
+            assert labels[row].bincount().tolist() == [8, 8, 8]
+    path = tmp_path / "run.pt"
+    run(checkpoint=path, stop_after=stop)
+    resumed = run(checkpoint=path)
+    assert same_state(whole, resumed) and seen == expected
+
+
+def test_batches_without_a_length_or_with_a_wrong_one_are_refused():
+    images, labels = blobs()
+
+    class Short(list):
+        def __len__(self):
+            return 5
+
+    for batches, message in (
+        (iter([]), "must have a length"),
+        ([], "must have a length"),
+        (Short([torch.arange(9)] * 3), "got 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            training.fit(net, Pull, images, labels, TrainConfig(epochs=1), seed=0, batches=batches)
+
+
+def test_a_damaged_checkpoint_is_refused_in_one_sentence(tmp_path):
+    path = tmp_path / "run.pt"
+    fit(checkpoint=path, stop_after=4)
+    good = path.read_bytes()
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 1
+    for content in (b"", good[:-1], good[: len(good) // 2], bytes(flipped), pickle.dumps({"step": 3}), b"\0" * 999):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"^checkpoint .*run\.pt is damaged or no checkpoint of a run; remove it"):
+            fit(checkpoint=path)
+        assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"config": replace(CONFIG, lr=0.06)}, "configuration"),
+        ({"seed": 6}, "seed"),
+        ({"loss": lambda: CosFace(4, 3, m=0.3, scale=16.0)}, "loss"),
+        ({"loss": lambda: CosFace(4, 3, m=0.2, scale=17.0)}, "loss"),
+        ({"loss": lambda: NormFace(4, 3)}, "loss, another shape of the loss"),
+        ({"model": lambda: models.compact(4, widths=(4, 8, 8), hidden=17)}, "model"),
+        ({"images": 1}, "data"),
+        ({"labels": 1}, "data"),
+    ],
+)
+def test_the_checkpoint_of_another_run_is_refused(tmp_path, change, name):
+    path = tmp_path / "run.pt"
+    fit(checkpoint=path, stop_after=4)
+    images, labels = blobs()
+    if "images" in change:
+        images[7, 0, 0, 0] ^= 1
+    if "labels" in change:
+        labels[7] = (labels[7] + 1) % 3
+    loss = change.get("loss", lambda: CosFace(4, 3, m=0.2, scale=16.0))
+    with pytest.raises(ValueError, match=f"belongs to a run with another {name}; remove it"):
+        training.fit(
+            change.get("model", net), loss, images, labels, change.get("config", CONFIG),
+            seed=change.get("seed", 5), checkpoint=path,
+        )  # fmt: skip
+
+
+def test_a_branch_continues_from_one_checkpoint_with_another_margin(tmp_path):
+    path = tmp_path / "run.pt"
+    # the plain part, 6 steps of 30, is the same for every margin
+    fit(lambda: CosFace(4, 3, m=0.0, scale=16.0), checkpoint=path, stop_after=6)
+    branched = fit(lambda: CosFace(4, 3, m=0.3, scale=16.0), checkpoint=path, branch=True)
+    assert same_state(branched, fit(lambda: CosFace(4, 3, m=0.3, scale=16.0)))
+
+
+def test_mirrored_embeddings_are_added():
+    model, (images, _) = net(), blobs(12)
+    both = training.embed(model, images, 5, flip_sum=True)
+    assert torch.allclose(both, training.embed(model, images) + training.embed(model, images.flip(3)), atol=1e-6)
+
+
+def test_no_step_reads_a_value_on_the_host(monkeypatch):
+    reads = []
+    for method in ("item", "tolist", "__bool__", "__float__", "__int__"):
+        real = getattr(torch.Tensor, method)
+        monkeypatch.setattr(
+            torch.Tensor, method, lambda self, *a, _r=real, _n=method: (reads.append(_n), _r(self, *a))[1]
+        )
+    counts = []
+    for steps in (4, 8):
+        reads.clear()
+        config = TrainConfig(lr=0.01, clip_norm=1.0, flip=True, shift=1, steps=steps)
+        training.fit(net, Pull, *blobs(), replace(config, batch_size=24), seed=0, log_every=100)
+        counts.append(len(reads))
+    assert counts[0] == counts[1]

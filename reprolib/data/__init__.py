@@ -6,9 +6,11 @@ from reprolib.data.faces import FaceDataset, load_orl
 from reprolib.data.fetching import data_root
 from reprolib.data.files import DataCorrupted, DataUnavailable
 from reprolib.data.lfw import LfwDataset, lfw_pairs, load_lfw
+from reprolib.data.lfw_folds import FacesFold, lfw_fold, load_lfw_grey
+from reprolib.data.numbers import NumbersDataset, load_numbers
 from reprolib.data.recordio import FaceRecords, write_records
 from reprolib.data.sampling import CoupleSampler, PKSampler, balanced_subset, class_split, genuine_impostor_pairs
-from reprolib.data.splits import fold_split, people_by_fold, people_outside_pairs, rotation_split, rotations
+from reprolib.data.splits import fold_split, people_by_fold
 
 __all__ = [
     "CoupleSampler",
@@ -17,8 +19,10 @@ __all__ = [
     "FaceDataset",
     "FacePairs",
     "FaceRecords",
+    "FacesFold",
     "ImageDataset",
     "LfwDataset",
+    "NumbersDataset",
     "PKSampler",
     "balanced_subset",
     "class_split",
@@ -26,16 +30,16 @@ __all__ = [
     "fetch",
     "fold_split",
     "genuine_impostor_pairs",
+    "lfw_fold",
     "lfw_pairs",
     "load",
     "load_cifar10",
     "load_facebin",
     "load_lfw",
+    "load_lfw_grey",
+    "load_numbers",
     "load_orl",
     "people_by_fold",
-    "people_outside_pairs",
-    "rotation_split",
-    "rotations",
     "write_facebin",
     "write_records",
 ]

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from reprolib._checks import check_count
+
 PAIR_LIMIT = 2**26
 
 
@@ -23,7 +25,7 @@ def class_split(labels: torch.Tensor, held_out: Iterable[int]) -> tuple[torch.Te
     chosen = [int(label) for label in held_out]
     present = set(labels.unique().tolist())
     if not chosen or len(set(chosen)) != len(chosen):
-        raise ValueError(f"held_out has to name at least one class and each once, not {chosen}")
+        raise ValueError(f"held_out must name at least one class and each once, got {chosen}")
     if unknown := sorted(set(chosen) - present):
         raise ValueError(f"held_out names the classes {unknown}, which the labels do not have")
     if len(chosen) == len(present):
@@ -38,7 +40,7 @@ def balanced_subset(labels: torch.Tensor, per_class: int, generator: torch.Gener
     Raises `ValueError` if `per_class` is not positive or a class has fewer images.
     """
     labels = _checked(labels)
-    _positive("per_class", per_class)
+    check_count(per_class, "per_class")
     parts = []
     for label, members in _members(labels).items():
         if len(members) < per_class:
@@ -72,7 +74,7 @@ def genuine_impostor_pairs(
         i, j = torch.triu_indices(count, count, 1)
         return i.to(device), j.to(device), (labels[i] == labels[j]).to(device)
     if generator is None or not 2 <= max_pairs <= PAIR_LIMIT:
-        raise ValueError(f"max_pairs needs a generator and a value from 2 to {PAIR_LIMIT}, not {max_pairs}")
+        raise ValueError(f"max_pairs must be from 2 to {PAIR_LIMIT} and come with a generator, got {max_pairs}")
     # sorted by class, position p forms genuine pairs with those before last[p], impostor pairs with the rest
     classes, order = classes.sort(stable=True)
     last = sizes.cumsum(0)[classes]
@@ -105,7 +107,7 @@ class PKSampler:
     def __init__(self, labels: torch.Tensor, P: int, K: int, generator: torch.Generator) -> None:
         labels = _checked(labels)
         if P < 2 or K < 2:
-            raise ValueError(f"a batch needs P >= 2 classes and K >= 2 images of each, not P = {P}, K = {K}")
+            raise ValueError(f"P and K must be at least 2 (classes, images of each), got P = {P}, K = {K}")
         self._members = list(_members(labels).items())
         if len(self._members) < P:
             raise ValueError(f"the labels have {len(self._members)} classes, fewer than P = {P}")
@@ -142,7 +144,7 @@ class CoupleSampler:
     def __init__(self, labels: torch.Tensor, P: int, generator: torch.Generator) -> None:
         labels = _checked(labels)
         if P < 2:
-            raise ValueError(f"a batch needs P >= 2 classes, not P = {P}")
+            raise ValueError(f"P must be at least 2 (classes), got {P}")
         _, person, self._sizes = labels.cpu().unique(return_inverse=True, return_counts=True)
         if len(self._sizes) < P:
             raise ValueError(f"the labels have {len(self._sizes)} classes, fewer than P = {P}")
@@ -188,15 +190,10 @@ class _Deck:
 def _checked(labels: torch.Tensor) -> torch.Tensor:
     if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.is_complex():
         kind = labels.dtype if isinstance(labels, torch.Tensor) else type(labels).__name__
-        raise TypeError(f"labels have to be a tensor of integers, not {kind}")
+        raise TypeError(f"labels must be a tensor of integers, got {kind}")
     if labels.ndim != 1 or len(labels) == 0:
-        raise ValueError(f"labels have to be one-dimensional and not empty, not of shape {tuple(labels.shape)}")
+        raise ValueError(f"labels must be one-dimensional and not empty, got shape {tuple(labels.shape)}")
     return labels.to(torch.int64)
-
-
-def _positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} has to be positive, not {value}")
 
 
 def _members(labels: torch.Tensor) -> dict[int, torch.Tensor]:

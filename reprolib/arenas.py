@@ -1,0 +1,318 @@
+"""Where losses are compared: numbers and LFW, one recipe each; a run is (loss, seed) -> metrics on identities unseen.
+
+    numbers_run("arcface", seed=0)          # {"EER": .., "AUC": .., "TAR@1e-3": ..}, with the tuned margin and scale
+    lfw_run("softmax", fold=0, seed=0)
+
+Every loss of `LOSSES` is made by `build_loss` and trained by the one loop. Its hyper-parameters were tuned on the
+arena's validation identities (`python -m benchmarks.tuning`) and stand in one table, read by `tuned`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reprolib import losses, models, training
+from reprolib._checks import check_choice
+from reprolib.data.lfw import lfw_pairs
+from reprolib.data.lfw_folds import FacesFold, lfw_fold, load_lfw_grey
+from reprolib.data.numbers import NumbersDataset, load_numbers
+from reprolib.data.sampling import PKSampler
+from reprolib.evaluation import all_pairs_cosines, equal_error_rate, read_pairs, roc_auc, tar_at_far
+from reprolib.losses.mining import all_pairs, semi_hard_triplets
+from reprolib.training import TrainConfig, Trained
+
+FARS = (1e-1, 1e-2, 1e-3, 1e-4)
+TUNED = Path(__file__).parents[1] / "reference" / "tuned.yaml"
+
+
+class InBatch(nn.Module):
+    """A loss within a batch, `value(embeddings, labels)`, as a module without parameters; `unit` normalises first."""
+
+    def __init__(self, value: Callable[..., Tensor], *, unit: bool, **hyper: Any) -> None:
+        super().__init__()
+        self.value, self.unit, self.hyper = value, unit, hyper
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch, features (N, d) and labels (N,), a scalar."""
+        return self.value(nn.functional.normalize(features) if self.unit else features, labels, **self.hyper)
+
+    def extra_repr(self) -> str:
+        """What `repr` shows between the parentheses."""
+        return f"{self.value.__name__}, unit={self.unit}, {self.hyper}"
+
+
+def contrastive(features: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """Hadsell's contrastive loss over all pairs of the batch, genuine and impostor pairs with half the weight each."""
+    i, j, same = all_pairs(labels)
+    each = losses.contrastive_loss(
+        features.index_select(0, i), features.index_select(0, j), same, margin, reduction="none"
+    )
+    # (mean over same + mean over different) / 2, as a product that needs no look at which pairs are which
+    genuine = same.to(each.dtype)
+    return ((each * genuine).sum() / genuine.sum() + (each * (1 - genuine)).sum() / (1 - genuine).sum()) / 2
+
+
+def semi_hard(features: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """FaceNet's triplet loss of the batch: the nearest semi-hard negative of each pair; 0 if there is none."""
+    triplets = semi_hard_triplets(features, labels, margin, pick="hardest")
+    if not len(triplets.anchor):
+        return features.sum() * 0
+    anchor, positive, negative = (features.index_select(0, index) for index in triplets)
+    return losses.triplet_loss(anchor, positive, negative, margin)
+
+
+def n_pair(features: Tensor, labels: Tensor, l2_weight: float) -> Tensor:
+    """N-pair loss (Sohn 2016) of a batch of couples, both images of a class side by side."""
+    return losses.n_pair_loss(features[0::2], features[1::2], labels[0::2], l2_weight=l2_weight)
+
+
+def _annealed(kind: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    def make(d: int, classes: int, *, margin: int, least: float, after: int = 200) -> nn.Module:
+        # lambda = 1000 (1 + gamma k)^-1 falls to 1 at step k = `after`, then to `least` or on
+        annealing = losses.AnnealedLambda(1000.0, 999.0 / after, 1.0, least)
+        return kind(d, classes, m=margin, annealing=annealing)
+
+    return make
+
+
+def _with_center(d: int, classes: int, *, weight: float, rate: float = 0.5) -> nn.Module:
+    center = losses.CenterLoss(classes, d, rate, reduction="mean")
+    return losses.JointLoss(losses.Softmax(d, classes, bias=False), center, weight)
+
+
+def _with_contrastive(d: int, classes: int, *, weight: float, margin: float) -> nn.Module:
+    return losses.JointLoss(
+        losses.Softmax(d, classes, bias=False), InBatch(contrastive, unit=True, margin=margin), weight
+    )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How a loss is made, `make(d, classes, **hyper)`, and trained.
+
+    `per_class`: images of each class in a batch, None for shuffled images; `ramped`: the margin rises as the recipe
+    says; `clip_norm`: bound on the gradient, for the loss that has none of its own.
+    """
+
+    make: Callable[..., nn.Module]
+    per_class: int | None = None
+    ramped: bool = False
+    clip_norm: float | None = None
+
+
+LOSSES: dict[str, Entry] = {
+    "softmax": Entry(lambda d, c: losses.Softmax(d, c, bias=False)),
+    "l2_softmax": Entry(lambda d, c, *, scale: losses.L2Softmax(d, c, alpha=scale, bias=False)),
+    "normface": Entry(lambda d, c, *, scale: losses.NormFace(d, c, scale=scale, learn_scale=False)),
+    "l_softmax": Entry(_annealed(losses.LSoftmax)),
+    "a_softmax": Entry(_annealed(losses.ASoftmax)),
+    "cosface": Entry(lambda d, c, *, scale, margin: losses.CosFace(d, c, m=margin, scale=scale), ramped=True),
+    "arcface": Entry(lambda d, c, *, scale, margin: losses.ArcFace(d, c, m=margin, scale=scale), ramped=True),
+    "arcface_straight_through": Entry(
+        lambda d, c, *, scale, margin: losses.ArcFace(d, c, m=margin, scale=scale, gradient="straight_through"),
+        ramped=True,
+    ),
+    "combined": Entry(
+        lambda d, c, *, scale, m1, m2, m3: losses.CombinedMargin(d, c, m1=m1, m2=m2, m3=m3, scale=scale), ramped=True
+    ),
+    "softmax_center": Entry(_with_center),
+    "contrastive": Entry(lambda d, c, *, margin: InBatch(contrastive, unit=True, margin=margin), per_class=4),
+    "softmax_contrastive": Entry(_with_contrastive, per_class=4),
+    "triplet_batch_hard": Entry(
+        lambda d, c, *, margin: InBatch(losses.batch_hard_triplet_loss, unit=True, margin=margin), per_class=4
+    ),
+    "triplet_semi_hard": Entry(lambda d, c, *, margin: InBatch(semi_hard, unit=True, margin=margin), per_class=4),
+    "n_pair": Entry(
+        lambda d, c, *, l2_weight: InBatch(n_pair, unit=False, l2_weight=l2_weight), per_class=2, clip_norm=5.0
+    ),
+}
+
+
+def build_loss(name: str, in_features: int, num_classes: int, **hyper: Any) -> nn.Module:
+    """The loss called `name`, one of `LOSSES`, for embeddings of `in_features` and `num_classes` classes.
+
+    `hyper`: `scale` (logit units), `margin` (radians, cosine or distance between unit vectors; an integer for L- and
+    A-Softmax, with `least`, the least lambda), `m1, m2, m3`, `weight` (lambda of a joint loss), `l2_weight`.
+
+    Raises:
+        ValueError: for another name; for a hyper-parameter that this loss lacks or needs.
+    """
+    check_choice(name, "loss", tuple(LOSSES))
+    try:
+        return LOSSES[name].make(in_features, num_classes, **hyper)
+    except TypeError as error:
+        raise ValueError(f"hyper-parameters of {name} must be those it has, got {hyper} ({error})") from error
+
+
+@cache
+def _table() -> dict[str, Any]:
+    import yaml  # only what reads the table needs it
+
+    if not TUNED.exists():
+        raise ValueError(
+            f"the tuned values stand in {TUNED.parent.name}/{TUNED.name} of the repository, not found here"
+        )
+    return yaml.safe_load(TUNED.read_text(encoding="utf-8"))
+
+
+def tuned(arena: str, loss: str) -> dict[str, Any]:
+    """The hyper-parameters of `loss` that did best on the validation identities of `arena` ("numbers" or "lfw").
+
+    `lr` and `loss_lr_factor` among them belong to the training, the others to :func:`build_loss`.
+
+    Raises:
+        ValueError: if the table has no such loss.
+    """
+    found = _table().get(arena, {})
+    check_choice(loss, f"loss tuned on {arena}", tuple(found))
+    return dict(found[loss]["best"])
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A network, `network(dimension, image_shape)`, and its optimisation: the same for every loss of an arena."""
+
+    dimension: int
+    network: partial[models.EmbeddingNet]
+    config: TrainConfig
+
+    def describe(self) -> dict[str, Any]:
+        """What tells one recipe from another, as plain values."""
+        made = {"network": self.network.func.__name__, "dimension": self.dimension, **self.network.keywords}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in {**made, **self.config.describe()}.items()
+        }
+
+
+NUMBERS = Recipe(
+    64,
+    partial(models.compact, widths=(32, 64, 128), kernels=(5, 5, 3), hidden=256),
+    TrainConfig(epochs=6, lr=0.2, warmup=0.1, ramp_end=0.4, scale_start=None),
+)
+LFW = Recipe(
+    128,
+    partial(models.residual, widths=(24, 48, 96, 160), dropout=0.4),
+    TrainConfig(epochs=12, lr=0.2, warmup=0.05, ramp_end=0.3, scale_start=None, flip=True, shift=3),
+)
+
+
+def fit_recipe(
+    recipe: Recipe,
+    loss: str,
+    hyper: Mapping[str, Any],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    seed: int,
+    **options: Any,
+) -> Trained:
+    """Train the recipe's network with `loss`; `hyper` as :func:`tuned` gives it, `options` as for `train`.
+
+    Losses within a batch get P x K batches of `config.batch_size` images, K of each class or as many as the rarest has,
+    for as many steps as an epoch of shuffled images has.
+    """
+    check_choice(loss, "loss", tuple(LOSSES))
+    entry, own, config = LOSSES[loss], dict(hyper), recipe.config
+    steps = config.epochs * (len(images) // config.batch_size)
+    rates = {name: own.pop(name) for name in ("lr", "loss_lr_factor") if name in own}
+    ramp_end = config.ramp_end if entry.ramped else 0.0
+    config = replace(config, steps=steps, ramp_end=ramp_end, clip_norm=entry.clip_norm, **rates)
+    counts = labels.bincount()
+    if entry.per_class is not None:
+        K = min(entry.per_class, int(counts.min()))
+        options["batches"] = PKSampler(labels, min(config.batch_size // K, len(counts)), K, torch.Generator())
+    shape = tuple(images.shape[1:])
+    return training.fit(
+        lambda: recipe.network(recipe.dimension, shape),
+        lambda: build_loss(loss, recipe.dimension, len(counts), **own),
+        images,
+        labels,
+        config,
+        seed=seed,
+        **options,
+    )
+
+
+def unseen_metrics(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
+    """EER, AUC and the TAR at each of `FARS` over all pairs, shares in [0, 1]; FARs below 10 false accepts left out."""
+    genuine, impostor = all_pairs_cosines(embeddings, labels)
+    fars = [far for far in FARS if far * len(impostor) >= 10]
+    found = {"EER": float(equal_error_rate(genuine, impostor, replicates=2)), "AUC": float(roc_auc(genuine, impostor))}
+    rates = tar_at_far(genuine, impostor, fars) if fars else []
+    assert isinstance(rates, list)  # for a list of FARs
+    return found | {f"TAR@{far:.0e}".replace("e-0", "e-"): float(rate) for far, rate in zip(fars, rates, strict=True)}
+
+
+def numbers_run(
+    loss: str,
+    *,
+    seed: int,
+    hyper: Mapping[str, Any] | None = None,
+    part: str = "unseen",
+    recipe: Recipe = NUMBERS,
+    training_data: Mapping[str, Any] | None = None,
+    test_data: Mapping[str, Any] | None = None,
+    device: str | torch.device = "cpu",
+    **options: Any,
+) -> dict[str, float]:
+    """Train `loss` on the training numbers of `seed` and judge it on all pairs of `part` ("unseen" or "validation").
+
+    `hyper` is :func:`tuned`'s by default. `training_data` and `test_data` are options of `load_numbers` (quality,
+    identities, images per identity ..); digits and the data set are taken from `training_data` for both.
+    """
+    chosen = dict(training_data or {})
+    both = {name: chosen[name] for name in ("digits", "dataset", "root", "identities", "unseen") if name in chosen}
+    people: NumbersDataset = load_numbers("train", seed=seed, device=device, **chosen)
+    others = load_numbers(part, seed=seed, device=device, **both | dict(test_data or {}))
+    hyper = tuned("numbers", loss) if hyper is None else hyper
+    trained = fit_recipe(recipe, loss, hyper, people.images, people.labels, seed=seed, **options)
+    return unseen_metrics(training.embed(trained.model, others.images), others.labels)
+
+
+def lfw_run(
+    loss: str,
+    *,
+    fold: int,
+    seed: int,
+    hyper: Mapping[str, Any] | None = None,
+    recipe: Recipe = LFW,
+    faces: FacesFold | None = None,
+    device: str | torch.device = "cpu",
+    **options: Any,
+) -> dict[str, float]:
+    """Train `loss` on LFW without the people of `fold` and judge it on them: all pairs, and the fold's 600 pairs.
+
+    The mirror image's embedding is added. `accuracy` is that of the 600 pairs at the threshold that suits the
+    fold's own pairs best: a number to follow, not that of the protocol, which chooses it on the other nine folds.
+    """
+    if faces is None:
+        faces = lfw_fold(load_lfw_grey(device=device), read_pairs(lfw_pairs()), fold)
+    hyper = tuned("lfw", loss) if hyper is None else hyper
+    trained = fit_recipe(recipe, loss, hyper, faces.train_images, faces.train_labels, seed=seed, **options)
+    features = training.embed(trained.model, faces.test_images, 500, flip_sum=True)
+    unit = nn.functional.normalize(features.double())
+    scores = (unit[faces.pairs[:, 0]] * unit[faces.pairs[:, 1]]).sum(dim=1).cpu()
+    same = faces.same.cpu()
+    return unseen_metrics(features, faces.test_labels) | {
+        "accuracy": best_accuracy(scores, same),
+        "AUC of the pairs": float(roc_auc(scores[same], scores[~same])),
+    }
+
+
+def best_accuracy(scores: Tensor, same: Tensor) -> float:
+    """Share of pairs that the best threshold for just these pairs calls right."""
+    order = scores.argsort(descending=True)
+    genuine = same[order].double().cumsum(0)
+    impostor = torch.arange(1, len(same) + 1) - genuine
+    # accept the first k pairs; cut only where the score changes
+    ends = torch.cat([scores[order].diff() != 0, torch.tensor([True])])
+    right = (genuine + (~same).sum() - impostor)[ends]
+    return max(float(right.max()), float((~same).sum())) / len(same)

@@ -1,0 +1,145 @@
+"""LFW as an arena: nine folds and the people outside the pairs train, the tenth is judged; nobody is in both.
+
+    people = load_lfw_grey()                                     # 13,233 faces of 48 x 48 grey pixels
+    faces = lfw_fold(people, read_pairs(lfw_pairs()), fold=0)    # pairs.txt read by reprolib.evaluation
+
+The fold `VALIDATION_FOLD` is for tuning: no record judges it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reprolib._checks import check_count
+from reprolib.data.arrays import array_text, pack_arrays, text_array, unpack_arrays
+from reprolib.data.fetching import data_root
+from reprolib.data.files import DataCorrupted, write_atomic
+from reprolib.data.lfw import SIZE, LfwDataset, load_lfw
+from reprolib.data.pixels import resize_area
+from reprolib.data.splits import fold_split, people_by_fold
+
+VALIDATION_FOLD = 9
+
+
+class Pairs(Protocol):
+    """What is needed of a list of pairs: image keys "Name_0001", fold and kind of each pair."""
+
+    @property
+    def first(self) -> Sequence[str]: ...
+
+    @property
+    def second(self) -> Sequence[str]: ...
+
+    @property
+    def folds(self) -> np.ndarray: ...
+
+    @property
+    def same(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, eq=False)
+class FacesFold:
+    """One fold of a verification protocol with all images of its people.
+
+    `train_images`, `test_images` uint8 (N, 1, S, S); `train_labels`, `test_labels` int64 (N,), each from 0 on;
+    `pairs` int64 (M, 2), the fold's pairs as rows of `test_images`; `same` bool (M,), True for one person.
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    pairs: Tensor
+    same: Tensor
+    fingerprint: str
+
+
+def load_lfw_grey(
+    size: int = 48, crop: int = SIZE, root: str | Path | None = None, device: str | torch.device = "cpu"
+) -> LfwDataset:
+    """LFW in grey: the central `crop` x `crop` pixels of the aligned 112 x 112, by area to `size` x `size` uint8.
+
+    Made once, then read from one small file beside LFW's (where that folder can be written to). Raises `ValueError`
+    for sizes that do not fit, `DataUnavailable`.
+    """
+    check_count(size, "size", low=8)
+    check_count(crop, "crop", low=size)
+    if crop > SIZE or (SIZE - crop) % 2:
+        raise ValueError(f"crop must be an even number of pixels up to {SIZE}, got {crop}")
+    path = (data_root() if root is None else Path(root)) / "lfw" / f"grey_{crop}_{size}.npz"
+    if (kept := _kept(path, size)) is not None:
+        return replace(kept, images=kept.images.to(device), labels=kept.labels.to(device))
+    whole = load_lfw(root, grey=True)
+    edge = (SIZE - crop) // 2
+    parts = whole.images[:, :, edge : SIZE - edge, edge : SIZE - edge].split(512)
+    images = torch.cat([resize_area(part, size) for part in parts])
+    arrays = {
+        "images": images.numpy(),
+        "names": text_array("\n".join(whole.image_names)),
+        "source": text_array(f"{whole.alignment}; {whole.fingerprint}"),
+    }
+    # in a read-only data folder it is made anew each time
+    with contextlib.suppress(OSError):
+        write_atomic(path, pack_arrays(arrays))
+    made = _from_arrays(images.numpy(), whole.image_names, array_text(arrays["source"], str(path)))
+    return replace(made, images=made.images.to(device), labels=made.labels.to(device))
+
+
+def _kept(path: Path, size: int) -> LfwDataset | None:
+    shapes = {"images": (None, 1, size, size), "names": (None,), "source": (None,)}
+    try:
+        arrays, _ = unpack_arrays(path.read_bytes(), str(path), shapes)
+        names = array_text(arrays["names"], str(path)).split("\n")
+        return _from_arrays(arrays["images"].copy(), names, array_text(arrays["source"], str(path)))
+    except (OSError, DataCorrupted):
+        return None
+
+
+def _from_arrays(images: np.ndarray, keys: Sequence[str], source: str) -> LfwDataset:
+    alignment, _, digest = source.partition("; ")
+    people = [key[:-5] for key in keys]
+    names = tuple(sorted(set(people)))
+    number = {name: label for label, name in enumerate(names)}
+    labels = torch.tensor([number[person] for person in people], dtype=torch.int64)
+    fingerprint = hashlib.sha256(digest.encode() + images.tobytes()).hexdigest()[:16]
+    return LfwDataset(
+        "LFW, grey", torch.from_numpy(images), labels, len(names), fingerprint, names, tuple(keys), alignment
+    )
+
+
+def lfw_fold(people: LfwDataset, pairs: Pairs, fold: int, *, least: int = 2) -> FacesFold:
+    """All images of the people of `fold` against training images of all others who have at least `least` images.
+
+    A person with a single photograph has no genuine pair to learn from: `least=1` takes them in all the same. Raises
+    `ValueError` for a fold that does not exist and for pairs that name other images than `people` has.
+    """
+    check_count(least, "least")
+    labels = people.labels.cpu()
+    train, test = fold_split(people.names, labels, people_by_fold(pairs.first, pairs.second, pairs.folds), fold)
+    train = train[labels.bincount(minlength=len(people.names))[labels[train]] >= least]
+    here = np.flatnonzero(np.asarray(pairs.folds) == fold).tolist()
+    rows = torch.stack([people.rows([keys[i] for i in here]) for keys in (pairs.first, pairs.second)], dim=1)
+    # place of each image among the test images, which are in ascending order
+    place = torch.searchsorted(test, rows)
+    device = people.images.device
+    same = torch.from_numpy(np.asarray(pairs.same)[here].astype(bool))
+    return FacesFold(
+        name=f"{people.name}, fold {fold}, people with at least {least} images train",
+        train_images=people.images[train.to(device)],
+        train_labels=labels[train].unique(return_inverse=True)[1].to(device),
+        test_images=people.images[test.to(device)],
+        test_labels=labels[test].unique(return_inverse=True)[1].to(device),
+        pairs=place.to(device),
+        same=same.to(device),
+        fingerprint=hashlib.sha256(f"{people.fingerprint} {fold} {least} {place.tolist()}".encode()).hexdigest()[:16],
+    )
