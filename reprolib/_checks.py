@@ -187,3 +187,10 @@ def check_choice(value: str, name: str, allowed: tuple[str, ...]) -> None:
     """Raise ValueError unless `value` is one of the `allowed` names."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check_double(**tensors: Any) -> None:
+    """Raise TypeError unless every tensor, given by its name, is float64: the precision of everything that is proved."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.dtype != torch.float64:
+            raise TypeError(f"{name} must be a float64 tensor, got {getattr(tensor, 'dtype', type(tensor).__name__)}")

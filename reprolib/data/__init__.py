@@ -8,7 +8,14 @@ from reprolib.data.files import DataCorrupted, DataUnavailable
 from reprolib.data.lfw import LfwDataset, lfw_pairs, load_lfw
 from reprolib.data.recordio import FaceRecords, write_records
 from reprolib.data.sampling import CoupleSampler, PKSampler, balanced_subset, class_split, genuine_impostor_pairs
-from reprolib.data.splits import fold_split, people_by_fold, people_outside_pairs, rotation_split, rotations
+from reprolib.data.splits import (
+    fold_split,
+    identity_split,
+    people_by_fold,
+    people_outside_pairs,
+    rotation_split,
+    rotations,
+)
 
 __all__ = [
     "CoupleSampler",
@@ -26,6 +33,7 @@ __all__ = [
     "fetch",
     "fold_split",
     "genuine_impostor_pairs",
+    "identity_split",
     "lfw_pairs",
     "load",
     "load_cifar10",
