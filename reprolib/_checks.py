@@ -196,3 +196,10 @@ def require(holds: Tensor, sentence: Callable[[], str]) -> None:
         torch._assert_async(holds, "features must be finite and without zero rows, labels in range")
     elif not holds:
         raise ValueError(sentence())
+
+
+def check_double(**tensors: Any) -> None:
+    """Raise TypeError unless every tensor, given by its name, is float64: the precision of everything that is proved."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.dtype != torch.float64:
+            raise TypeError(f"{name} must be a float64 tensor, got {getattr(tensor, 'dtype', type(tensor).__name__)}")

@@ -37,7 +37,7 @@ def use_theme() -> None:
         context="notebook",
         style="ticks",
         rc={
-            "figure.dpi": 90,
+            "figure.dpi": 110,
             "figure.figsize": (7.0, 4.2),
             "figure.constrained_layout.use": True,
             "axes.grid": True,
@@ -247,32 +247,6 @@ def roc(
     ax.set_xscale("log")
     ax.set(xlim=(far_floor, 1.0), ylim=(0.0, 1.01), title=title, xlabel="FAR", ylabel="TAR")
     ax.legend(loc="lower right")
-    return ax
-
-
-def heatmap(
-    matrix,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    *,
-    ax: Axes | None = None,
-    title: str = "",
-    fmt: str = ".2f",
-) -> Axes:
-    """An annotated table of numbers as colours."""
-    ax = _axes(ax)
-    sns.heatmap(
-        _array(matrix),
-        annot=True,
-        fmt=fmt,
-        xticklabels=columns,
-        yticklabels=rows,
-        cmap="viridis",
-        cbar=False,
-        ax=ax,
-    )
-    ax.set_title(title)
-    ax.grid(False)
     return ax
 
 

@@ -10,7 +10,7 @@ from reprolib.data.lfw_folds import FacesFold, lfw_fold, load_lfw_grey
 from reprolib.data.numbers import NumbersDataset, load_numbers
 from reprolib.data.recordio import FaceRecords, write_records
 from reprolib.data.sampling import CoupleSampler, PKSampler, balanced_subset, class_split, genuine_impostor_pairs
-from reprolib.data.splits import fold_split, people_by_fold
+from reprolib.data.splits import fold_split, identity_split, people_by_fold
 
 __all__ = [
     "CoupleSampler",
@@ -31,6 +31,7 @@ __all__ = [
     "fold_split",
     "genuine_impostor_pairs",
     "lfw_fold",
+    "identity_split",
     "lfw_pairs",
     "load",
     "load_cifar10",

@@ -49,3 +49,16 @@ def fold_split(
     if unknown := sorted(name for name in fold_people[fold] if name not in number):
         raise ValueError(f"fold {fold} names {unknown[0]!r}, of whom there is no image ({len(unknown)} such people)")
     return class_split(labels, sorted(number[name] for name in fold_people[fold]))
+
+
+def identity_split(
+    images: torch.Tensor, labels: torch.Tensor, held_out: Iterable[int]
+) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """`(images, labels)` of the classes that train and of the classes `held_out`, by `class_split`.
+
+    The labels of either part are renumbered 0, 1, ... in the ascending order of its classes, int64.
+    """
+    seen, unseen = (
+        (images[part], labels[part].unique(return_inverse=True)[1]) for part in class_split(labels, held_out)
+    )
+    return seen, unseen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reprolib.theory import bounds, checks, geometry, gradients, regions
+from reprolib.theory import bounds, checks, geometry, gradients, numerics, regions
 from reprolib.theory.checks import (
     CheckRecord,
     check_bound,
@@ -10,7 +10,9 @@ from reprolib.theory.checks import (
     check_gradient,
     check_identity,
     subscribe,
+    texts_for,
 )
+from reprolib.theory.numerics import gaussian, normal
 
 __all__ = [
     "CheckRecord",
@@ -20,8 +22,12 @@ __all__ = [
     "check_gradient",
     "check_identity",
     "checks",
+    "gaussian",
     "geometry",
     "gradients",
+    "normal",
+    "numerics",
     "regions",
     "subscribe",
+    "texts_for",
 ]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reprolib._checks import check_choice, check_count, check_number
 from reprolib.theory.numerics import descend, finite_differences, single_thread
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "check_gradient",
     "check_identity",
     "subscribe",
+    "texts_for",
 ]
 
 AUTOGRAD_TOLERANCE = 1e-10
@@ -81,20 +83,16 @@ def _validate_texts(**texts: str) -> None:
             raise ValueError(f"{name} must not be empty")
 
 
-def _validate_positive(**values: float) -> None:
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be positive and finite, got {value!r}")
+def texts_for(notebook: str) -> Callable[..., dict[str, str]]:
+    """``about(topic, statement, source)``: the texts of one check of a notebook, with the id ``notebook.topic``.
 
+    A source that is not given is "derived here".
+    """
 
-def _validate_counts(**values: int) -> None:
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    def about(topic: str, statement: str, source: str = "derived here") -> dict[str, str]:
+        return {"id": f"{notebook}.{topic}", "statement": statement, "source": source}
+
+    return about
 
 
 def _exact(value: Any, name: str) -> Tensor:
@@ -151,7 +149,7 @@ def check_identity(left: Any, right: Any, *, id: str, statement: str, source: st
     against any shape). NaN or infinity on either side fails the check. Returns the error.
     """
     _validate_texts(id=id, statement=statement, source=source)
-    _validate_positive(tolerance=tolerance)
+    check_number(tolerance, "tolerance")
     a, b = _exact(left, "left"), _exact(right, "right")
     if a.numel() == 0 or b.numel() == 0:
         raise ValueError("left and right must not be empty: an identity over nothing shows nothing")
@@ -190,7 +188,7 @@ def check_gradient(
     over 0.001 max(1, |function|) where that is more (rounding would dominate). Returns the larger of the two.
     """
     _validate_texts(id=id, statement=statement, source=source)
-    _validate_positive(tolerance=tolerance)
+    check_number(tolerance, "tolerance")
     points = _as_inputs(inputs, "inputs")
 
     leaves = tuple(point.clone().requires_grad_(True) for point in points)
@@ -281,10 +279,11 @@ def check_bound(
     the record's ``detail`` holds those of the three attacks.
     """
     _validate_texts(id=id, statement=statement, source=source)
-    _validate_positive(tolerance=tolerance, tight=tight)
-    _validate_counts(draws=draws, steps=steps)
-    if side not in ("lower", "upper"):
-        raise ValueError(f"side must be 'lower' or 'upper', got {side!r}")
+    check_number(tolerance, "tolerance")
+    check_number(tight, "tight")
+    check_count(draws, "draws")
+    check_count(steps, "steps")
+    check_choice(side, "side", ("lower", "upper"))
     if not callable(bound) and not math.isfinite(float(bound)):
         raise ValueError(f"bound must be finite, got {bound!r}")
     sign = 1.0 if side == "lower" else -1.0
@@ -356,7 +355,7 @@ def check_counterexample(
     ``statement`` names the claim that is refuted. Returns the violation ``left - right``.
     """
     _validate_texts(id=id, statement=statement, source=source)
-    _validate_positive(at_least=at_least)
+    check_number(at_least, "at_least")
     a, b = _exact(left, "left"), _exact(right, "right")
     if a.numel() != 1 or b.numel() != 1:
         raise ValueError(f"left and right must be single numbers, got {tuple(a.shape)} and {tuple(b.shape)}")

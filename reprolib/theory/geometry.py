@@ -14,12 +14,14 @@ import torch
 from scipy.special import betainc
 from torch import Tensor
 
+from reprolib._checks import check_choice, check_count, check_double, check_number, unit_rows
 from reprolib.theory.numerics import minimise_on_sphere, single_thread
 
 __all__ = [
     "angle_between",
     "angular_gap",
     "boundary_angle",
+    "boundary_gap",
     "cap_fraction",
     "cross_polytope",
     "max_cosine",
@@ -29,32 +31,17 @@ __all__ = [
     "regular_polygon",
     "regular_simplex",
     "softmax_floor",
-    "tammes",
-    "thomson",
-    "welch_bound",
 ]
 
 FLOAT = torch.float64
 
 
-def _count(value: int, name: str, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return value
-
-
-def unit_rows(vectors: Tensor, name: str = "vectors", least: int = 2) -> Tensor:
-    """Unit rows of a finite float64 matrix without zero rows."""
-    if not isinstance(vectors, Tensor) or vectors.dtype != FLOAT:
-        raise TypeError(f"{name} must be a float64 tensor, got {getattr(vectors, 'dtype', type(vectors))}")
+def unit_directions(vectors: Tensor, name: str = "vectors", least: int = 2) -> Tensor:
+    """Unit rows of a finite float64 matrix (n >= ``least``, dim) without zero rows."""
+    check_double(**{name: vectors})
     if vectors.ndim != 2 or vectors.shape[0] < least:
         raise ValueError(f"{name} must have shape (n >= {least}, dim), got {tuple(vectors.shape)}")
-    norms = vectors.norm(dim=1, keepdim=True)
-    if not (torch.isfinite(norms).all() and (norms > 0).all()):
-        raise ValueError(f"{name} must be finite without a zero row")
-    return vectors / norms
+    return unit_rows(vectors, name)
 
 
 def regular_simplex(n: int, dim: int | None = None) -> Tensor:
@@ -62,10 +49,9 @@ def regular_simplex(n: int, dim: int | None = None) -> Tensor:
 
     They need ``dim >= n - 1`` (the default). Equality case of NormFace Prop. 2 and CosFace eq. 6.
     """
-    _count(n, "n", 2)
-    dim = n - 1 if dim is None else _count(dim, "dim", 1)
-    if dim < n - 1:
-        raise ValueError(f"dim must be at least n - 1 = {n - 1} for {n} vectors, got {dim}")
+    check_count(n, "n", 2)
+    dim = n - 1 if dim is None else dim
+    check_count(dim, "dim", n - 1)
     vectors = torch.zeros(n, dim, dtype=FLOAT)
     for k in range(1, n):
         # Column k of the Helmert basis of {sum = 0}: (1, ..., 1, -k, 0, ..., 0) / sqrt(k (k + 1)).
@@ -79,8 +65,9 @@ def cross_polytope(dim: int, count: int | None = None) -> Tensor:
 
     Any two are at least 90 degrees apart (L2-constrained softmax, the arrangement behind its bound on alpha).
     """
-    _count(dim, "dim", 1)
-    count = 2 * dim if count is None else _count(count, "count", 2)
+    check_count(dim, "dim", 1)
+    count = 2 * dim if count is None else count
+    check_count(count, "count", 2)
     if count > 2 * dim:
         raise ValueError(f"count must be at most 2 dim = {2 * dim}, got {count}")
     identity = torch.eye(dim, dtype=FLOAT)
@@ -89,15 +76,15 @@ def cross_polytope(dim: int, count: int | None = None) -> Tensor:
 
 def regular_polygon(n: int) -> Tensor:
     """``n`` unit vectors in the plane, ``2 pi / n`` apart; shape ``(n, 2)``."""
-    _count(n, "n", 2)
+    check_count(n, "n", 2)
     angles = torch.arange(n, dtype=FLOAT) * (2.0 * math.pi / n)
     return torch.stack((angles.cos(), angles.sin()), dim=1)
 
 
 def random_unit(n: int, dim: int, generator: torch.Generator) -> Tensor:
     """``n`` independent uniform unit vectors; shape ``(n, dim)``."""
-    _count(n, "n", 1)
-    _count(dim, "dim", 1)
+    check_count(n, "n", 1)
+    check_count(dim, "dim", 1)
     vectors = torch.randn(n, dim, generator=generator, dtype=FLOAT)
     return vectors / vectors.norm(dim=1, keepdim=True)
 
@@ -118,18 +105,7 @@ def _pair_cosines(unit: Tensor) -> Tensor:
 
 def max_cosine(vectors: Tensor) -> float:
     """Largest cosine between two different rows of ``vectors`` (n, dim)."""
-    return float(_pair_cosines(unit_rows(vectors)).max())
-
-
-def welch_bound(n: int, dim: int) -> float:
-    """Lower bound ``sqrt((n - d) / (d (n - 1)))`` on the largest **absolute** cosine (Welch 1974).
-
-    From ``|G|_F^2 >= trace(G)^2 / d = n^2 / d`` for the Gram matrix G; 0 for n <= d. It says nothing about
-    the largest signed cosine, which is the one that limits a margin: see :func:`rankin_bound`.
-    """
-    _count(n, "n", 2)
-    _count(dim, "dim", 1)
-    return math.sqrt(max(0, n - dim) / (dim * (n - 1)))
+    return float(_pair_cosines(unit_directions(vectors)).max())
 
 
 def rankin_bound(n: int, dim: int) -> float:
@@ -141,8 +117,8 @@ def rankin_bound(n: int, dim: int) -> float:
     ``0 <= s <= (sqrt(d + 3) - 1)/(d + 2)``, and in three dimensions Fejes Toth's if larger; strictly positive
     but in general not attained.
     """
-    _count(n, "n", 2)
-    _count(dim, "dim", 1)
+    check_count(n, "n", 2)
+    check_count(dim, "dim", 1)
     if n <= dim + 1:
         return -1.0 / (n - 1)
     if dim == 1:
@@ -175,67 +151,11 @@ def cap_fraction(angle: float, dim: int) -> float:
     ``int_0^angle sin^(d-2) / int_0^pi sin^(d-2)``. At initialisation the target angle has this law; by
     symmetry ``cap_fraction(m, d)`` is the probability that ArcFace starts beyond ``theta + m = pi``.
     """
-    _count(dim, "dim", 2)
-    if not 0.0 <= angle <= math.pi:
-        raise ValueError(f"angle must lie in [0, pi], got {angle!r}")
+    check_count(dim, "dim", 2)
+    check_number(angle, "angle", 0.0, math.pi, closed=True)
     # A cap up to 90 degrees has the fraction I_{sin^2}((d-1)/2, 1/2) / 2, I the regularised incomplete beta.
     half = 0.5 * float(betainc(0.5 * (dim - 1), 0.5, math.sin(angle) ** 2))
     return half if angle <= 0.5 * math.pi else 1.0 - half
-
-
-@single_thread()
-def tammes(
-    n: int, dim: int, generator: torch.Generator, *, restarts: int = 12, steps: int = 60
-) -> tuple[Tensor, float]:
-    """Spread ``n`` points on the sphere so that the smallest angle is as large as possible (Tammes problem).
-
-    Minimises ``logsumexp(p cos) / p`` over the pairs with p rising tenfold to 1e6, from ``restarts`` random
-    starts, and keeps the best. Returns the unit vectors (n, dim) and their smallest angle in radians, a lower
-    bound on the optimum that is within 1e-4 degrees of it for small n.
-    """
-    _count(n, "n", 2)
-    _count(dim, "dim", 2)
-    best, best_cosine = None, math.inf
-    for restart in range(_count(restarts, "restarts", 1)):
-        unit = random_unit(n, dim, generator)
-        # A soft start always slides into one basin, a hard one into many: alternate.
-        power = (30.0, 100.0, 10.0)[restart % 3]
-        while power < 4e6:
-            unit = minimise_on_sphere(lambda w, p=power: _pair_cosines(w).mul(p).logsumexp(0) / p, unit, steps)
-            power *= 10.0
-        cosine = float(_pair_cosines(unit).max())
-        if cosine < best_cosine:
-            best, best_cosine = unit, cosine
-    i, j = torch.triu_indices(n, n, offset=1)
-    return best, float(angle_between(best[i], best[j]).min())
-
-
-@single_thread()
-def thomson(
-    n: int,
-    dim: int,
-    generator: torch.Generator,
-    *,
-    exponent: float = 1.0,
-    restarts: int = 8,
-    steps: int = 500,
-) -> tuple[Tensor, float]:
-    """Minimise ``sum_{i<j} 1 / |w_i - w_j|^exponent`` over ``n`` unit vectors; returns (vectors, energy)."""
-    _count(n, "n", 2)
-    _count(dim, "dim", 2)
-    if not exponent > 0:
-        raise ValueError(f"exponent must be positive, got {exponent!r}")
-
-    def energy(unit: Tensor) -> Tensor:
-        # |a - b|^2 = 2 - 2 cos
-        return (2.0 - 2.0 * _pair_cosines(unit)).pow(-0.5 * exponent).sum()
-
-    ends = [
-        minimise_on_sphere(energy, random_unit(n, dim, generator), steps)
-        for _ in range(_count(restarts, "restarts", 1))
-    ]
-    best = min(ends, key=lambda unit: float(energy(unit)))
-    return best, float(energy(best))
 
 
 def _crowding(unit: Tensor, scale: float) -> Tensor:
@@ -249,9 +169,8 @@ def softmax_floor(weights: Tensor, scale: float) -> Tensor:
 
     ``(1/n) sum_i log(1 + sum_{j != i} exp(s (w_i.w_j - 1)))``: the left side of NormFace Prop. 2.
     """
-    if not scale > 0:
-        raise ValueError(f"scale must be positive, got {scale!r}")
-    return torch.nn.functional.softplus(_crowding(unit_rows(weights, "weights"), scale)).mean()
+    check_number(scale, "scale")
+    return torch.nn.functional.softplus(_crowding(unit_directions(weights, "weights"), scale)).mean()
 
 
 @single_thread()
@@ -262,10 +181,10 @@ def minimise_softmax_floor(
 
     The logarithm of the loss is minimised: at s = 64 the loss itself can be 1e-30, without usable gradient.
     """
-    _count(n, "n", 2)
-    _count(dim, "dim", 2)
-    if not scale > 0:
-        raise ValueError(f"scale must be positive, got {scale!r}")
+    check_count(n, "n", 2)
+    check_count(dim, "dim", 2)
+    check_count(restarts, "restarts")
+    check_number(scale, "scale")
 
     def log_loss(unit: Tensor, s: float) -> Tensor:
         u = _crowding(unit, s)
@@ -273,7 +192,7 @@ def minimise_softmax_floor(
         return torch.where(u < -30.0, u, torch.nn.functional.softplus(u.clamp(min=-30.0)).log()).logsumexp(0)
 
     best, best_value = None, math.inf
-    for restart in range(_count(restarts, "restarts", 1)):
+    for restart in range(restarts):
         unit = random_unit(n, dim, generator)
         level = min(scale, (10.0, 30.0)[restart % 2])
         while level < scale:
@@ -286,14 +205,18 @@ def minimise_softmax_floor(
     return best, float(softmax_floor(best, scale))
 
 
+def _check_apart(theta12: float) -> None:
+    if not 0.0 < theta12 <= math.pi:
+        raise ValueError(f"theta12 must lie in (0, pi], got {theta12!r}")
+
+
 def boundary_angle(target: Callable[[float], float], theta12: float) -> float | None:
     """End t1 in [0, theta12] of class 1 on the arc from W1 to W2: ``target(t1) = cos(theta12 - t1)``.
 
     ``target`` is the target-logit function phi of a margin, decreasing in the angle (radians). ``None`` when
     not even the feature on W1 itself is on its own side.
     """
-    if not 0.0 < theta12 <= math.pi:
-        raise ValueError(f"theta12 must lie in (0, pi], got {theta12!r}")
+    _check_apart(theta12)
     low, high = 0.0, theta12
     if target(0.0) < math.cos(theta12):
         return None
@@ -304,6 +227,12 @@ def boundary_angle(target: Callable[[float], float], theta12: float) -> float | 
         else:
             high = middle
     return low
+
+
+def boundary_gap(target: Callable[[float], float], theta12: float) -> float | None:
+    """``theta12 - 2 t1`` with t1 of :func:`boundary_angle`: the gap on the arc between two classes, radians."""
+    end = boundary_angle(target, theta12)
+    return None if end is None else theta12 - 2.0 * end
 
 
 def angular_gap(loss: str, theta12: float, m: float) -> float | None:
@@ -319,18 +248,13 @@ def angular_gap(loss: str, theta12: float, m: float) -> float | None:
       ``m <= 1 - cos theta12``;
     - ArcFace ``t1 + m = theta12 - t1``: ``m``, possible if ``m <= theta12``.
     """
-    if not 0.0 < theta12 <= math.pi:
-        raise ValueError(f"theta12 must lie in (0, pi], got {theta12!r}")
+    _check_apart(theta12)
+    check_choice(loss, "loss", ("softmax", "a-softmax", "cosface", "arcface"))
     if loss == "softmax":
         return 0.0
+    check_number(m, f"m of {loss}", 1.0 if loss == "a-softmax" else 0.0, closed=True)
     if loss == "a-softmax":
-        if not m >= 1.0:
-            raise ValueError(f"m of a-softmax must be at least 1, got {m!r}")
         return theta12 * (m - 1.0) / (m + 1.0)
-    if loss not in ("cosface", "arcface"):
-        raise ValueError(f"loss must be 'softmax', 'a-softmax', 'cosface' or 'arcface', got {loss!r}")
-    if not m >= 0.0:
-        raise ValueError(f"m of {loss} must not be negative, got {m!r}")
     if loss == "arcface":
         return float(m) if m <= theta12 else None
     return 2.0 * math.asin(0.5 * m / math.sin(0.5 * theta12)) if m <= 1.0 - math.cos(theta12) else None

@@ -1,4 +1,4 @@
-"""Numerical tools of the theory room: one-thread runs, finite differences, searches for extreme points."""
+"""Numerical tools of the theory room: draws, one-thread runs, finite differences, searches for extreme points."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["derivative", "descend", "finite_differences", "minimise_on_sphere", "single_thread"]
+__all__ = ["derivative", "descend", "finite_differences", "gaussian", "minimise_on_sphere", "normal", "single_thread"]
+
+
+def normal(*shape: int, seed: int | torch.Generator = 0) -> Tensor:
+    """Standard normal float64 numbers: the same in every run for a number, the next ones for a generator."""
+    generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def gaussian(*shapes: tuple[int, ...]) -> Callable[[torch.Generator], tuple[Tensor, ...]]:
+    """A sampler for ``check_bound``: independent standard normal tensors of these shapes, () for a number."""
+    return lambda generator: tuple(normal(*shape, seed=generator) for shape in shapes)
 
 
 @contextmanager

@@ -9,13 +9,13 @@ import math
 from typing import NamedTuple
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
-from reprolib.theory.geometry import FLOAT, angle_between, unit_rows
+from reprolib._checks import check_number
+from reprolib.theory.geometry import FLOAT, angle_between, unit_directions
 from reprolib.theory.numerics import minimise_on_sphere, single_thread
 
-__all__ = ["Extents", "a_softmax_boundary", "a_softmax_extents", "a_softmax_required_margin"]
+__all__ = ["Extents", "a_softmax_boundary", "a_softmax_extents"]
 
 
 class Extents(NamedTuple):
@@ -58,9 +58,8 @@ def a_softmax_boundary(weights: Tensor, m: float, class_index: int, directions: 
     end of the region along the geodesic that leaves the weight that way (regions are star-shaped). Real m >
     1.
     """
-    unit, towards = unit_rows(weights, "weights"), unit_rows(directions, "directions", 1)
-    if not m > 1.0:
-        raise ValueError(f"m must be greater than 1, got {m!r}")
+    unit, towards = unit_directions(weights, "weights"), unit_directions(directions, "directions", 1)
+    check_number(m, "m", 1.0)
     if not 0 <= class_index < len(unit):
         raise ValueError(f"class_index must lie in [0, {len(unit) - 1}], got {class_index}")
     if ((towards @ unit[class_index]).abs() > 1.0 - 1e-14).any():
@@ -96,10 +95,9 @@ def a_softmax_extents(
     intra > inter is proof. ``class_index`` restricts the work to one class of an arrangement in which all
     classes are alike.
     """
-    unit = unit_rows(weights, "weights")
+    unit = unit_directions(weights, "weights")
     n, dim = unit.shape
-    if not m > 1.0:
-        raise ValueError(f"m must be greater than 1, got {m!r}")
+    check_number(m, "m", 1.0)
     if dim < 2:
         raise ValueError(f"weights must have at least 2 columns, got {dim}")
     if class_index is not None and not 0 <= class_index < n:
@@ -149,29 +147,3 @@ def a_softmax_extents(
     free[:, ::4] = unit[many.flip(0)[:, ::4]] + 1e-9
     inter = extreme(many, free, -1.0).min()
     return Extents(float(intra), float(inter))
-
-
-def a_softmax_required_margin(
-    weights: Tensor,
-    generator: torch.Generator | None = None,
-    *,
-    class_index: int | None = None,
-    bracket: tuple[float, float] = (2.0, 6.0),
-    tolerance: float = 1e-4,
-    starts: int = 6,
-    steps: int = 30,
-) -> float:
-    """Least real m for which the intra-class extent does not exceed the inter-class gap, for these weights.
-
-    Properties 2 and 3 of Liu et al. 2017 give ``2 + sqrt 3`` (two classes) and 3 (equal spacing), both proved
-    on the circle only; the search for other arrangements is :func:`a_softmax_extents`.
-    """
-
-    def excess(m: float) -> float:
-        extents = a_softmax_extents(weights, m, generator, class_index=class_index, starts=starts, steps=steps)
-        return extents.intra - extents.inter
-
-    low, high = bracket
-    if not (excess(low) > 0.0 > excess(high)):
-        raise ValueError(f"bracket must enclose the required margin, got {bracket}")
-    return float(brentq(excess, low, high, xtol=tolerance))

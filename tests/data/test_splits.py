@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reprolib.data import data_root, fold_split, people_by_fold
+from reprolib.data import data_root, fold_split, identity_split, people_by_fold
 from reprolib.data.lfw import PAIRS_SHA256
 from reprolib.data.splits import person_of
 
@@ -68,3 +68,13 @@ def test_the_folds_of_the_real_protocol_are_disjoint_in_identity():
     assert len(rows) == 6000 and len(people) == 10
     # 4,281 people, each in one fold only
     assert sum(map(len, people)) == len(set().union(*people)) == 4281
+
+
+def test_identity_split_renumbers_either_part():
+    labels = torch.tensor([7, 2, 9, 2, 4, 7])
+    images = 10 * labels
+    (seen, seen_labels), (unseen, unseen_labels) = identity_split(images, labels, [9, 2])
+    assert seen.tolist() == [70, 40, 70] and seen_labels.tolist() == [1, 0, 1]
+    assert unseen.tolist() == [20, 90, 20] and unseen_labels.tolist() == [0, 1, 0]
+    with pytest.raises(ValueError, match="held_out"):
+        identity_split(images, labels, [3])

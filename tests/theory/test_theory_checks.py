@@ -18,7 +18,9 @@ from reprolib.theory.checks import (
     check_gradient,
     check_identity,
     subscribe,
+    texts_for,
 )
+from reprolib.theory.numerics import gaussian, normal
 
 F64 = torch.float64
 NAMES = {"id": "99.test", "statement": "two equals two", "source": "arithmetic"}
@@ -98,15 +100,15 @@ def test_every_check_wants_its_texts(records, field, text, error):
 @pytest.mark.parametrize("tolerance", [0.0, -1e-9, math.nan, math.inf])
 def test_every_check_wants_a_positive_tolerance(tolerance):
     x = draw(2)
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match=r"in \(0, inf\)"):
         check_identity(1.0, 1.0, tolerance=tolerance, **NAMES)
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match=r"in \(0, inf\)"):
         check_gradient(torch.sum, x, torch.ones_like, tolerance=tolerance, **NAMES)
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match=r"in \(0, inf\)"):
         check_bound(lambda v: v.square().sum(), 0.0, lambda g: draw(2), tolerance=tolerance, **NAMES)
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match=r"in \(0, inf\)"):
         check_bound(lambda v: v.square().sum(), 0.0, lambda g: draw(2), tight=tolerance, **NAMES)
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match=r"in \(0, inf\)"):
         check_counterexample(2.0, 1.0, at_least=tolerance, **NAMES)
 
 
@@ -434,6 +436,26 @@ def test_records_are_frozen(records):
     check_identity(1.0, 1.0, **NAMES)
     with pytest.raises(AttributeError):
         records[0].passed = False
+
+
+def test_texts_of_a_notebook(records):
+    about = texts_for("99")
+    check_identity(1.0, 1.0, **about("one", "one is one", "(9.1)"))
+    check_identity(1.0, 1.0, **about("two", "one is one"))
+    assert [(r.id, r.statement, r.source) for r in records] == [
+        ("99.one", "one is one", "(9.1)"),
+        ("99.two", "one is one", "derived here"),
+    ]
+
+
+def test_normal_numbers_and_their_sampler():
+    assert torch.equal(normal(2, 3), draw(2, 3)) and torch.equal(normal(4, seed=5), draw(4, seed=5))
+    generator = torch.Generator().manual_seed(0)
+    first, second = normal(3, seed=generator), normal(3, seed=generator)
+    assert torch.equal(first, draw(3)) and not torch.equal(first, second)
+    a, b = gaussian((2, 3), ())(torch.Generator().manual_seed(1))
+    assert a.shape == (2, 3) and b.shape == () and a.dtype == b.dtype == F64
+    assert torch.equal(a, draw(2, 3, seed=1))
 
 
 def test_nothing_is_printed(capsys):
