@@ -22,7 +22,7 @@ import joblib
 import nbformat
 from PIL import Image
 
-from .cache import source_hash
+from .fingerprint import source_hash
 from .kernel import NotebookFailed, execute
 from .parameters import BASE, PROFILES, declared_parameters, profile_parameters, with_overrides
 from .paths import UsageError, notebooks_folder, results_folder, write_atomically
