@@ -66,7 +66,7 @@ class RunCache:
             settings = _sha256(name, Fingerprint(None, whole.bulk).arguments(config))
             run = _sha256(settings, whole.arguments(config), whole.of(compute, ""))
         except UnreadableError as error:
-            raise TypeError(f"the cached run {name!r} cannot be told from others: what it reads as {error}") from error
+            raise TypeError(f"the cached run {name!r} cannot be told from others: {error}") from error
         return RunKey(settings, run, _sha256(run, *self.machine))
 
     def get(

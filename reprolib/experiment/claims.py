@@ -176,6 +176,10 @@ class Claim:
         effect = "" if self.paper_effect is None else f"the paper's effect is {number(float(self.paper_effect))}"
         return "; ".join(filter(None, (self.power, effect)))
 
+    def declared(self) -> dict[str, Any]:
+        """All that was written down before the run, as plain data."""
+        return {name: value for name, value in vars(self).items() if name not in ("decide", "measured", "verdict")}
+
     def document(self) -> dict[str, Any]:
         names = ("id", "paper", "statement", "source", "criterion", "paper_value", "measured", "seeds", "verdict")
         return {name: getattr(self, name) for name in names}
@@ -234,12 +238,10 @@ def _claim(id: str, entry: Any, finding: bool, where: str) -> Claim:
 
 
 def _check_value(key: str, value: Any, kinds: tuple[type, ...], where: str) -> None:
-    fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-    if not fits:
-        names = " or ".join(
-            {"str": "text", "int": "whole number", "float": "number"}.get(k.__name__, k.__name__) for k in kinds
-        )
-        raise UsageError(f"{key} of {where} must be a {names}, got {value!r}")
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        names = {str: "text", int: "whole number", float: "number", bool: "truth value"}
+        wanted = " or ".join(names.get(kind, kind.__name__) for kind in kinds)
+        raise UsageError(f"{key} of {where} must be a {wanted}, got {value!r}")
     if key in _CHOICES and value not in _CHOICES[key]:
         raise UsageError(f"{key} of {where} must be one of {', '.join(_CHOICES[key])}, got {value!r}")
     if kinds == _TEXT and key not in ("paper", "power") and not value.strip():

@@ -334,6 +334,7 @@ class Fingerprint:
             else:
                 continue
             for index, attribute in enumerate(attributes):
+                value = value.fingerprint_as if hasattr(type(value), "fingerprint_as") else value
                 if not self._partly_read(value) or not hasattr(value, attribute):
                     break
                 value, chain = getattr(value, attribute), (root, *attributes[: index + 1])
@@ -343,7 +344,7 @@ class Fingerprint:
         """Whether only those attributes of `value` count that the code names."""
         if isinstance(value, types.ModuleType):
             return self._home(value.__name__) != "foreign"
-        return isinstance(value, types.SimpleNamespace) or hasattr(type(value), "fingerprint_as")
+        return isinstance(value, types.SimpleNamespace)
 
     def _object(self, value: Any, where: str) -> str:
         if isinstance(value, io.IOBase) and not isinstance(value, (io.BytesIO, io.StringIO)):

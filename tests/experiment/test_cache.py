@@ -111,9 +111,9 @@ def test_what_has_no_content_is_refused_in_one_sentence(cache, tmp_path):
         print(file=log)
         return {}
 
-    with pytest.raises(TypeError, match=r"'run' cannot be told from others: what it reads as log is of type _io\.Text"):
+    with pytest.raises(TypeError, match=r"'run' cannot be told from others: log is of type _io\.Text"):
         cache.get("run", {}, compute)
-    with pytest.raises(TypeError, match=r"what it reads as handles\[0\] is of type"):
+    with pytest.raises(TypeError, match=r"others: handles\[0\] is of type"):
         cache.get("run", {"handles": [log]}, Counted({}))
     log.close()
     for config in ({1: 2}, [("seed", 1)]):
