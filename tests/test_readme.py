@@ -11,14 +11,14 @@ from benchmarks import table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RECORDS = sorted((ROOT / "results" / "standard").glob("*.json"))
+RECORDS = sorted((ROOT / "reference" / "standard").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_checks_and_verdicts_of_each_notebook(path):
     record = json.loads(path.read_text(encoding="utf-8"))
     verdicts = [claim["verdict"] for claim in record["claims"]]
-    counts = " / ".join(str(verdicts.count(kind)) for kind in ("reproduced", "not reproduced", "inconclusive"))
+    counts = " / ".join(str(verdicts.count(kind)) for kind in ("reproduced", "contradicted", "inconclusive"))
     (line,) = [line for line in README.splitlines() if line.startswith(f"| [`{path.stem}`]")]
     assert line.endswith(f"| {len(record['checks'])} | {counts} |")
 

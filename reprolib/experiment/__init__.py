@@ -18,13 +18,26 @@ from typing import Any
 
 import torch
 
-from .cache import RunCache, seed_everything
+from .cache import CachedFunction, RunCache, seed_everything
+from .claims import Claim, load_claims
+from .fingerprint import UnreadableError
 from .parameters import BASE, literal_names, profile_parameters, resolve
 from .paths import UsageError, cache_folder, results_folder, write_atomically
-from .record import Claim, Record, TableView, checks_view, claims_view, dumps, table_view
+from .record import Record, TableView, checks_view, claims_view, dumps, plain, table_view
+from .reference import load_reference
+from .runs import LINED_PROFILES, RunLines, runs_file
 from .workers import call_each, start_processes, use_one_thread, worker_count
 
 __all__ = ["Experiment", "UsageError", "start"]
+
+
+class _Settings(SimpleNamespace):
+    """The settings of an `Experiment` as a cached run may read them."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "record":
+            raise UnreadableError("run.record, which changes while the notebook runs")
+        raise AttributeError(name)
 
 
 class Experiment:
@@ -47,6 +60,9 @@ class Experiment:
             start_processes(self.workers)
         self._final = dict(parameters)
         self._cache = RunCache(cache_folder(), device.type)
+        self._lines = RunLines(runs_file(notebook, self.profile), device.type)
+        for claim in load_claims(notebook):
+            self.record.add_claim(claim)
         self._began = time.perf_counter()
 
         from ..theory.checks import subscribe
@@ -58,17 +74,26 @@ class Experiment:
         seeds = [f"seeds {', '.join(map(str, self.seeds))}"] if self.seeds else []
         return " | ".join([self.notebook, *shown, *seeds])
 
-    def cached(self, name: str, config: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """`compute()`, or what it gave before with this name, `config` and code, in any notebook.
+    def cached(self, name: Any = None, config: Any = None, compute: Any = None, *, lines: bool | None = None) -> Any:
+        """A decorator for functions whose result is kept, in any notebook: `@run.cached` or `@run.cached(name="...")`.
 
-        config: everything that shapes the result; numbers, text, lists, dictionaries, dataclasses, data sets
-        (by fingerprint). compute: returns a dictionary of tensors, numbers, text, lists and dictionaries;
-        tensors come back on the CPU. The code of `compute` counts with the notebook functions and plain
-        values that it names: two notebooks share a run if they give the same code or a function of this
-        package.
-        Raises TypeError or ValueError for anything else.
+        A call of the decorated function gives what the function gave before with the same arguments, code and contents
+        of all that the code reads: tensors, arrays, objects, functions, values of the notebook's modules. It returns a
+        dictionary of tensors, numbers, text, lists and dictionaries; tensors come back on the CPU. Inside it the global
+        generators are seeded by name and arguments. The name, by default the function's, is that of the file.
+        `run.cached(name, config, compute)` is the same for one call: `compute()`, with a mapping `config` for the
+        arguments.
+        lines: whether each run leaves a line in `<profile>/runs/NN.jsonl`, from which it is also resumed (see `runs`);
+        by default at profiles `full` and `paper`.
+        Raises TypeError for what has no content (an open file, a lock, a generator in progress), by its name.
         """
-        return self._cache.get(name, config, compute)
+        wanted = self.profile in LINED_PROFILES if lines is None else lines
+        get = functools.partial(self._cache.get, lines=self._lines if wanted else None)
+        if callable(name):
+            return CachedFunction(name, name.__name__, get)
+        if compute is None and config is None:
+            return lambda function: CachedFunction(function, name or function.__name__, get)
+        return get(name, config, compute)
 
     def ahead(self, function: Callable[..., Any], rows: Iterable[Any]) -> None:
         """Make the cached runs that `function(*row)` will ask for, `workers` at a time, and drop what it returns.
@@ -81,6 +106,13 @@ class Experiment:
         missing = [row for row in each if not self._cache.has_all(functools.partial(function, *row))]
         if len(missing) > 1:
             call_each(function, missing, self.workers)
+
+    @property
+    def fingerprint_as(self) -> SimpleNamespace:
+        """What a cached run can read of this one: what was set, not where and how it runs."""
+        unread = [name for name in dir(type(self)) if not name.startswith("_") and name != "fingerprint_as"]
+        named = {name: getattr(self, name) for name in ("notebook", "parameters", "profile", "seeds")}
+        return _Settings(**dict.fromkeys([*unread, "device", "workers"]), **named)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker needs, all but the record: checks and claims are decided in the notebook's own process."""
@@ -98,23 +130,37 @@ class Experiment:
         paper_value: Any = None,
         min_seeds: int = 0,
     ) -> None:
-        """Declare a claim of a paper and, before the run, the criterion that decides it.
+        """Declare a claim of a paper that the notebook decides by its own computation, before the run.
 
-        decide: takes what was measured and gives True, False or None (inconclusive). min_seeds: with fewer
-        distinct seeds the claim is inconclusive whatever `decide` says. Raises ValueError for an id used
-        before.
+        Claims that a rule decides are declared in `notebooks/claims/NN.yaml` (see `claims`).
+        decide: takes what was measured and gives True (reproduced), False (contradicted) or None (inconclusive).
+        min_seeds: with fewer distinct seeds the claim is inconclusive whatever `decide` says. Raises ValueError for an
+        id used before.
         """
-        self.record.add_claim(Claim(id, paper, statement, source, criterion, decide, paper_value, min_seeds))
+        for name, text in (("paper", paper), ("statement", statement), ("source", source), ("criterion", criterion)):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"{name} of claim {id!r} must be a non-empty text, got {text!r}")
+        if not callable(decide):
+            raise TypeError(f"decide of claim {id!r} must be a function, got {decide!r}")
+        value = plain(paper_value, f"paper_value of claim {id!r}")
+        self.record.add_claim(Claim(id, paper, statement, source, criterion, value, decide=decide, min_seeds=min_seeds))
 
-    def judge(self, id: str, measured: Mapping[str, Any], seeds: Sequence[int] = ()) -> str:
-        """Verdict on a declared claim: "reproduced", "not reproduced" or "inconclusive".
+    def judge(
+        self, id: str, measured: Mapping[str, Any] | None = None, seeds: Sequence[int] = (), **values: Any
+    ) -> str:
+        """Verdict on a declared claim or finding: "reproduced", "contradicted" or "inconclusive".
 
-        Raises ValueError for an undeclared id and for a measured number that is not finite.
+        By its rule: `judge(id, ours=[...], base=[...], seeds=...)`, one pair a seed, for superiority and equivalence;
+        `judge(id, ours=rows, swept=[...], seeds=...)`, one row a seed, for a trend; `judge(id, measured, seeds,
+        holds=True | False | None)` for a statement. A claim of `claim` takes what was measured alone. The rule adds
+        means, the difference with its interval and the number of pairs to `measured`. With fewer than two pairs or
+        than the claim's `min_seeds` it is inconclusive, and `measured` says so.
+        Raises ValueError for an undeclared id, for values that do not fit the rule and for numbers that are not finite.
         """
         if id not in self.record.claims:
             declared = ", ".join(self.record.claims) or "none"
             raise ValueError(f"claim {id!r} was not declared; declared are: {declared}")
-        return self.record.claims[id].judge(measured, seeds)
+        return self.record.claims[id].judge(measured, seeds, **values)
 
     def table(self, id: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> TableView:
         """Put a table of numbers and texts into the record and return it to be shown.
@@ -137,7 +183,28 @@ class Experiment:
 
     def show_claims(self, prefix: str = "") -> TableView:
         """The claims so far whose id begins with `prefix`, with their verdicts."""
-        return claims_view([claim.document() for id, claim in self.record.claims.items() if id.startswith(prefix)])
+        return self._show(prefix, finding=False)
+
+    def show_findings(self, prefix: str = "") -> TableView:
+        """What the suite adds to the papers: the findings so far whose id begins with `prefix`."""
+        return self._show(prefix, finding=True)
+
+    def _show(self, prefix: str, finding: bool) -> TableView:
+        chosen = [c for id, c in self.record.claims.items() if id.startswith(prefix) and c.finding == finding]
+        return claims_view([{**claim.document(), "power": claim.shown_power()} for claim in chosen])
+
+    def reference_table(self, id: str, profile: str = "full") -> TableView | None:
+        """The table `id` of this notebook in the committed record of `profile`; None without that record.
+
+        Raises ValueError if the record has no such table.
+        """
+        reference = load_reference(self.notebook, profile)
+        if reference is None:
+            return None
+        tables = {table["id"]: table for table in reference["tables"]}
+        if id not in tables:
+            raise ValueError(f"the reference of profile {profile!r} has no table {id!r}, got {', '.join(tables)}")
+        return table_view({**tables[id], "title": f"{tables[id]['title']} (reference, profile {profile})"})
 
     def finish(self) -> None:
         """Write `results/<profile>/<notebook>.json`.
@@ -156,8 +223,8 @@ class Experiment:
             **self.record.document(),
         }
         write_atomically(results_folder() / self.profile / f"{self.notebook}.json", dumps(document))
-        record = self.record
-        print(f"recorded {len(record.checks)} checks, {len(record.claims)} claims, {len(record.tables)} tables")
+        counts = {part: len(document[part]) for part in ("checks", "claims", "findings", "tables")}
+        print("recorded", ", ".join(f"{count} {part}" for part, count in counts.items() if count or part != "findings"))
 
     def close(self) -> None:
         """Stop listening to the checks; `start` does it to the run before."""
@@ -173,7 +240,8 @@ def start(notebook: str, namespace: MutableMapping[str, Any]) -> Experiment:
 
     Resolves the parameters and puts their final values back into `namespace`, seeds Python, numpy and torch,
     picks the device (`REPROLIB_DEVICE`, else cuda if there is one) and one thread, sets the theme of the figures,
-    listens to the checks and prints one line. Raises UsageError for an unknown notebook, parameter, profile or device.
+    declares the claims of `notebooks/claims/NN.yaml`, listens to the checks and prints one line. Raises UsageError for
+    an unknown notebook, parameter, profile or device and for claims that are not as `claims` describes them.
     """
     global _current
     given = literal_names(namespace)

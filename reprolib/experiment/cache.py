@@ -3,152 +3,43 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import dis
 import functools
 import hashlib
+import inspect
 import io
-import json
-import math
 import random
 import sys
-import types
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from .paths import PACKAGE, write_atomically
+from .fingerprint import Fingerprint, Sources, UnreadableError
+from .paths import write_atomically
+from .runs import RunLines
 
-# What a trained run depends on; a change of the theory, the figures or this folder leaves it valid.
-TRAINING_SOURCES = ("losses", "models.py", "training.py", "data", "evaluation")
-# What Python itself writes into a class.
-CLASS_HOUSEKEEPING = {"__module__", "__dict__", "__weakref__", "__doc__", "__firstlineno__", "__static_attributes__"}
-
-
-def source_hash(*names: str, package: Path = PACKAGE) -> str:
-    """SHA-256 over paths and bytes of the Python files in these parts of the package (by default in all)."""
-    digest = hashlib.sha256()
-    for name in names or (".",):
-        part = package / name
-        for file in sorted(part.rglob("*.py")) if part.is_dir() else [part]:
-            content = file.read_bytes() if file.exists() else b""
-            digest.update(f"{file.relative_to(package).as_posix()}\0{len(content)}\0".encode())
-            digest.update(content)
-    return digest.hexdigest()
-
-
-def canonical(value: Any, where: str = "config") -> Any:
-    """`value` as JSON data, the same for the same settings: dataclasses by field, data sets by fingerprint.
-
-    Raises TypeError for an object that has no such form and ValueError for a number that is not finite.
-    """
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"{where} must be finite, not {value!r}")
-        return float(value)
-    if isinstance(getattr(value, "fingerprint", None), str):
-        return {"fingerprint": value.fingerprint}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return {"type": type(value).__qualname__, **canonical(fields, where)}
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            raise TypeError(f"{where} must have text keys, not {list(value)!r}")
-        return {key: canonical(item, f"{where}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [canonical(item, where) for item in value]
-    if isinstance(value, (np.bool_, np.integer, np.floating)):
-        return canonical(value.item(), where)
-    raise TypeError(f"{where} must be made of numbers, text, lists and dictionaries, not {type(value).__name__}")
-
-
-def describe_code(function: Any, seen: set[int] | None = None) -> Any:
-    """JSON data that changes when the code of `function` does.
-
-    Code of the package stands for itself by name (its source is hashed elsewhere). A function of a notebook
-    is described by its byte code, the notebook functions and classes that it names, and the plain values it
-    captures.
-    """
-    seen = set() if seen is None else seen
-    if isinstance(function, functools.partial):
-        given = [*function.args, *(item for pair in sorted(function.keywords.items()) for item in pair)]
-        return ["partial", describe_code(function.func, seen), [_captured(item, seen) for item in given]]
-    function = getattr(function, "__func__", function)
-    module = getattr(function, "__module__", None) or ""
-    name = f"{module}.{getattr(function, '__qualname__', type(function).__qualname__)}"
-    if module.split(".")[0] == PACKAGE.name:
-        return [name, _package_part(module)]
-    if id(function) in seen:
-        return name
-    seen.add(id(function))
-    if isinstance(function, type):
-        members = sorted(vars(function).items())
-        return [
-            function.__qualname__,
-            [[key, _captured(item, seen)] for key, item in members if key not in CLASS_HOUSEKEEPING],
-        ]
-    if not isinstance(function, types.FunctionType):
-        return name
-    code = _code(function.__code__)
-    captured = {key: function.__globals__[key] for key in code["names"] if key in function.__globals__}
-    for key, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with contextlib.suppress(ValueError):  # a cell that is still empty
-            captured[key] = cell.cell_contents
-    captured["defaults"] = [*(function.__defaults__ or ()), *sorted((function.__kwdefaults__ or {}).items())]
-    return [code, [[key, _captured(item, seen)] for key, item in sorted(captured.items())]]
-
-
-def _package_part(module: str) -> str:
-    """Hash of the package's part with `module`; empty for another package and for TRAINING_SOURCES."""
-    package, _, inner = module.partition(".")
-    part = inner.split(".")[0]
-    if package != PACKAGE.name or not part or {part, f"{part}.py"} & {*TRAINING_SOURCES}:
-        return ""
-    return source_hash(part if (PACKAGE / part).is_dir() else f"{part}.py")
-
-
-def _code(code: types.CodeType) -> dict[str, Any]:
-    nested = [_code(item) if isinstance(item, types.CodeType) else _constant(item) for item in code.co_consts]
-    # Not all of co_names: an attribute may have the name of a global variable that has nothing to do with it.
-    own = {item.argval for item in dis.get_instructions(code) if item.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    names = own.union(*(item["names"] for item in nested if isinstance(item, dict)))
-    return {
-        "code": code.co_code.hex(),
-        "constants": nested,
-        "names": sorted(names),
-        "locals": [*code.co_varnames],
-    }
-
-
-def _constant(value: Any) -> str:
-    # The order of a set differs between processes.
-    return repr(sorted(map(repr, value))) if isinstance(value, (set, frozenset)) else repr(value)
-
-
-def _captured(value: Any, seen: set[int]) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return repr(value)
-    if isinstance(value, (list, tuple)):
-        return [_captured(item, seen) for item in value]
-    if isinstance(value, dict):
-        return [[repr(key), _captured(item, seen)] for key, item in value.items()]
-    if isinstance(value, (set, frozenset)):
-        return sorted(repr(item) for item in value)
-    if isinstance(value, types.ModuleType):
-        return [value.__name__, _package_part(value.__name__)]
-    if isinstance(value, (types.FunctionType, types.MethodType, functools.partial, type)):
-        return describe_code(value, seen)
-    return type(value).__qualname__
+_LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn")
 
 
 class NotStoredError(LookupError):
     """A run is asked for that is not stored, while nothing may be computed."""
+
+
+class RunKey(NamedTuple):
+    """What a run is known by, as SHA-256.
+
+    settings: name and configuration, by value; the random numbers of the run follow from it. run: these and all code
+    and contents that the run reads, the same on every machine. stored: `run` with the kind of device and the versions
+    of the libraries.
+    """
+
+    settings: str
+    run: str
+    stored: str
 
 
 class RunCache:
@@ -159,49 +50,61 @@ class RunCache:
 
     def __init__(self, folder: Path, device: str) -> None:
         self.folder = folder
-        self.device = device
         self.only_stored = False
         # Read once: the code that runs is the one that was there when the run began.
-        self.sources = source_hash(*TRAINING_SOURCES)
+        self.sources = Sources()
+        self.machine = [device, *(metadata.version(name) for name in _LIBRARIES)]
 
-    def key(self, name: str, config: Mapping[str, Any], compute: Callable[[], Any]) -> str:
-        """SHA-256 of name, configuration, code, torch version and kind of device; never of the notebook."""
-        parts = {
-            "name": name,
-            "config": canonical(config),
-            "code": describe_code(compute),
-            "torch": torch.__version__,
-            "sources": self.sources,
-            "device": self.device,
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    def key(self, name: str, config: Mapping[str, Any], compute: Callable[[], Any]) -> RunKey:
+        """The key of a run; never of the notebook. Raises TypeError where something has no content to fingerprint."""
+        if not name or not name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"the name of a cached run must be of letters, digits, '-' and '_', got {name!r}")
+        if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
+            raise TypeError(f"the configuration of the cached run {name!r} must be a mapping with text keys")
+        whole = Fingerprint(self.sources)
+        try:
+            settings = _sha256(name, Fingerprint(None, whole.bulk).arguments(config))
+            run = _sha256(settings, whole.arguments(config), whole.of(compute, ""))
+        except UnreadableError as error:
+            raise TypeError(f"the cached run {name!r} cannot be told from others: {error}") from error
+        return RunKey(settings, run, _sha256(run, *self.machine))
 
-    def get(self, name: str, config: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def get(
+        self,
+        name: str,
+        config: Mapping[str, Any],
+        compute: Callable[[], dict[str, Any]],
+        lines: RunLines | None = None,
+    ) -> dict[str, Any]:
         """The stored value of this run, or `compute()` of it, stored first.
 
         The value is a dictionary of tensors, arrays, numbers, text, lists and dictionaries; it comes back
         with tensors on the CPU whether it was computed or loaded. The random numbers of `compute` depend on
         the name and the configuration only, and the state of the global generators is the same after either.
+        lines: where each run leaves a line, and where a value without tensors is found if no file holds it.
         Raises TypeError.
         """
-        if not name or not name.replace("-", "").replace("_", "").isalnum():
-            raise ValueError(f"the name of a cached run must be of letters, digits, '-' and '_', not {name!r}")
         key = self.key(name, config, compute)
-        path = self.folder / f"{name}-{key[:32]}.pt"
-        stored = self._load(path, key)
-        if stored is not None:
-            return stored
+        path = self.folder / f"{name}-{key.stored[:32]}.pt"
+        value = self._load(path, key.stored)
+        if value is None and lines is not None:
+            value = lines.value(key.run)
+        if value is not None:
+            if lines is not None and not self.only_stored:
+                lines.add(key.run, name, config, value)
+            return value
         if self.only_stored:
             raise NotStoredError(f"the run {name!r} with these settings is not stored")
-        shape = json.dumps([name, canonical(config)], sort_keys=True).encode()
-        with seeded(int.from_bytes(hashlib.sha256(shape).digest()[:4], "big")):
-            value = compute()
-        if not isinstance(value, Mapping):
-            raise TypeError(f"the cached run {name!r} must give a dictionary, not {type(value).__name__}")
-        value = _storable(value, f"value of the cached run {name!r}")
+        with seeded(int(key.settings[:8], 16)):
+            made = compute()
+        if not isinstance(made, Mapping):
+            raise TypeError(f"the cached run {name!r} must give a dictionary, got {type(made).__name__}")
+        value = _storable(made, f"value of the cached run {name!r}")
         buffer = io.BytesIO()
-        torch.save({"key": key, "value": value}, buffer)
+        torch.save({"key": key.stored, "value": value}, buffer)
         write_atomically(path, buffer.getvalue())
+        if lines is not None:
+            lines.add(key.run, name, config, value)
         return value
 
     def has_all(self, call: Callable[[], Any]) -> bool:
@@ -236,6 +139,30 @@ class RunCache:
             return None
 
 
+class CachedFunction:
+    """A function whose calls are cached runs, known by name, arguments, code and what the code reads.
+
+    Made by `Experiment.cached`. Called as the function is; `function` is the one without a cache.
+    """
+
+    def __init__(self, function: Callable[..., dict[str, Any]], name: str, get: Callable[..., dict[str, Any]]) -> None:
+        functools.update_wrapper(self, function)
+        self.function, self.name, self._get = function, name, get
+
+    @property
+    def fingerprint_as(self) -> Callable[..., dict[str, Any]]:
+        return self.function
+
+    def __call__(self, *arguments: Any, **named: Any) -> dict[str, Any]:
+        bound = inspect.signature(self.function).bind(*arguments, **named)
+        bound.apply_defaults()
+        return self._get(self.name, bound.arguments, functools.partial(self.function, *bound.args, **bound.kwargs))
+
+
+def _sha256(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
 def _storable(value: Any, where: str) -> Any:
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.ascontiguousarray(value))
@@ -256,7 +183,7 @@ def _storable(value: Any, where: str) -> Any:
     if value is None:
         return None
     raise TypeError(
-        f"{where} must be made of tensors, numbers, text, lists and dictionaries, not {type(value).__name__}"
+        f"{where} must be made of tensors, numbers, text, lists and dictionaries, got {type(value).__name__}"
     )
 
 

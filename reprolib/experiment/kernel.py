@@ -12,7 +12,7 @@ from typing import Any
 
 import nbformat
 
-from .paths import PACKAGE, cache_folder
+from .paths import PACKAGE, cache_folder, results_folder
 
 # Seconds that one cell may take before the kernel is interrupted; None waits for ever.
 CELL_SECONDS = {"smoke": 600, "standard": 3600, "full": 7200, "paper": None}
@@ -48,6 +48,8 @@ def execute(
             "REPROLIB_FINAL": "1",
             "REPROLIB_RESULTS": str(staging),
             "REPROLIB_CACHE": str(cache_folder()),
+            # Not the staging folder: the lines of a run that is interrupted are kept.
+            "REPROLIB_RUNS": os.environ.get("REPROLIB_RUNS") or str(results_folder()),
             "REPROLIB_DATA": str(data),
             # what joblib.cpu_count() says there
             "LOKY_MAX_CPU_COUNT": str(cores),

@@ -34,6 +34,11 @@ def results_folder() -> Path:
     return _folder("REPROLIB_RESULTS", Path("results"))
 
 
+def reference_folder() -> Path:
+    """Folder of the committed records, `reference/`."""
+    return repository_root() / "reference"
+
+
 def cache_folder() -> Path:
     return _folder("REPROLIB_CACHE", Path(".cache", "runs"))
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-VERDICTS = ("reproduced", "not reproduced", "inconclusive")
+if TYPE_CHECKING:
+    from .claims import Claim
+
+VERDICTS = ("reproduced", "contradicted", "inconclusive")
 
 
 def plain(value: Any, where: str) -> Any:
@@ -97,58 +100,8 @@ class TableView:
         return "\n".join(([self.title] if self.title else []) + [line.rstrip() for line in text])
 
 
-@dataclass
-class Claim:
-    """A statement of a paper with the criterion by which this run decides it, written down before the run."""
-
-    id: str
-    paper: str
-    statement: str
-    source: str
-    criterion: str
-    decide: Callable[[dict[str, Any]], bool | None]
-    paper_value: Any = None
-    min_seeds: int = 0
-    measured: dict[str, Any] | None = None
-    seeds: list[int] = field(default_factory=list)
-    verdict: str | None = None
-
-    def judge(self, measured: Mapping[str, Any], seeds: Sequence[int] = ()) -> str:
-        """Decide by the criterion; None from it, or fewer than `min_seeds` seeds, is `inconclusive`."""
-        if not isinstance(measured, Mapping) or not measured:
-            raise ValueError(f"claim {self.id!r} must be judged by a dictionary of what was measured, not {measured!r}")
-        data = plain(dict(measured), f"measured value of claim {self.id!r}")
-        distinct = [int(seed) for seed in dict.fromkeys(seeds)]
-        # The criterion sees the caller's values, so that an estimate still has its interval.
-        answer = self.decide(dict(measured))
-        if isinstance(answer, (np.bool_, torch.Tensor)):
-            answer = bool(answer)
-        if answer is not None and not isinstance(answer, bool):
-            raise TypeError(f"the criterion of claim {self.id!r} must give True, False or None, not {answer!r}")
-        if answer is None or len(distinct) < self.min_seeds:
-            verdict = "inconclusive"
-        else:
-            verdict = "reproduced" if answer else "not reproduced"
-        self.measured, self.seeds, self.verdict = data, distinct, verdict
-        return verdict
-
-    def document(self) -> dict[str, Any]:
-        names = (
-            "id",
-            "paper",
-            "statement",
-            "source",
-            "criterion",
-            "paper_value",
-            "measured",
-            "seeds",
-            "verdict",
-        )
-        return {name: getattr(self, name) for name in names}
-
-
 class Record:
-    """Checks, claims and tables of one run, in the order in which they came.
+    """Checks, claims (and findings among them) and tables of one run, in the order in which they came.
 
     An id may come again only from a new run of the same notebook cell, as when a reader runs a cell twice in
     a front end that names its cells; anything else is a duplicate and raises ValueError.
@@ -162,7 +115,7 @@ class Record:
 
     def _admit(self, kind: str, id: str) -> None:
         if not isinstance(id, str) or not id:
-            raise ValueError(f"the id of a {kind} must be a non-empty text, not {id!r}")
+            raise ValueError(f"the id of a {kind} must be a non-empty text, got {id!r}")
         origin = running_cell()
         if (kind, id) in self._origins:
             before = self._origins[kind, id]
@@ -184,13 +137,8 @@ class Record:
         self.checks[check.id] = {name: plain(value, f"{name} of check {check.id!r}") for name, value in values.items()}
 
     def add_claim(self, claim: Claim) -> None:
+        """Take over a claim or a finding, to be judged later."""
         self._admit("claim", claim.id)
-        for name in ("paper", "statement", "source", "criterion"):
-            if not isinstance(getattr(claim, name), str) or not getattr(claim, name).strip():
-                raise ValueError(f"{name} of claim {claim.id!r} must be a non-empty text, not {getattr(claim, name)!r}")
-        if not callable(claim.decide):
-            raise TypeError(f"decide of claim {claim.id!r} must be a function, not {claim.decide!r}")
-        claim.paper_value = plain(claim.paper_value, f"paper_value of claim {claim.id!r}")
         self.claims[claim.id] = claim
 
     def add_table(self, id: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -211,10 +159,11 @@ class Record:
         return f"claim {open_claims[0]!r} was declared but not judged" if open_claims else None
 
     def document(self) -> dict[str, Any]:
-        """`checks`, `claims` and `tables` as JSON data."""
+        """`checks`, `claims`, `findings` and `tables` as JSON data."""
         return {
             "checks": list(self.checks.values()),
-            "claims": [claim.document() for claim in self.claims.values()],
+            "claims": [claim.document() for claim in self.claims.values() if not claim.finding],
+            "findings": [claim.document() for claim in self.claims.values() if claim.finding],
             "tables": list(self.tables.values()),
         }
 
@@ -251,22 +200,29 @@ def checks_view(checks: Sequence[Mapping[str, Any]], *, measured: bool = True) -
 
 
 def claims_view(claims: Sequence[Mapping[str, Any]], *, title: str = "") -> TableView:
-    """The claims with their criterion, the paper's value, what was measured here and the verdict."""
-    columns = ("claim", "paper", "statement", "criterion", "paper value", "here", "seeds", "verdict")
+    """Claims or findings with their criterion, the paper's value, what was measured here and the verdict.
+
+    A column says what the comparisons can see (`power`) if a claim says so.
+    """
+    columns = ["claim", "paper", "statement", "criterion", "paper value", "here", "seeds", "verdict"]
     rows = [
-        (
+        [
             claim["id"],
-            f"{claim['paper']}, {claim['source']}",
+            ", ".join(filter(None, (claim["paper"], claim["source"]))),
             claim["statement"],
             claim["criterion"],
             number(claim["paper_value"]),
             number(claim["measured"]),
             str(len(claim["seeds"]) or "–"),
             claim["verdict"] or "not judged yet",
-        )
+        ]
         for claim in claims
     ]
-    return TableView(title, columns, tuple(rows))
+    if any(claim.get("power") for claim in claims):
+        columns.insert(4, "power")
+        for row, claim in zip(rows, claims, strict=True):
+            row.insert(4, claim.get("power") or "–")
+    return TableView(title, tuple(columns), tuple(map(tuple, rows)))
 
 
 def table_view(table: Mapping[str, Any]) -> TableView:

@@ -2,45 +2,51 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .parameters import BASE, PROFILES, profile_parameters
-from .paths import UsageError, results_folder, write_atomically
+from .paths import UsageError, reference_folder, results_folder, write_atomically
 from .record import VERDICTS, TableView, checks_view, claims_view, number, table_view
+from .reference import (
+    SAME,
+    ClaimPair,
+    Comparison,
+    Document,
+    compare,
+    comparison_view,
+    load_reference,
+    read_record,
+)
 from .runner import resolve_profile
-
-Document = Mapping[str, Any]
 
 
 def load_records(profile: str | None = None, results: Path | None = None) -> list[Document]:
-    """The records of a profile in the order of the notebooks' names.
+    """The records of a profile in the order of the notebooks' names: the reader's own, else the committed one.
 
-    Without a profile: that of `run` on this machine, or `standard` if that one has no record. Raises
-    UsageError for an unknown profile, for one without a record and for a record that cannot be read.
+    A record has a further key `committed` that says which it is. Without a profile: that of `run` on this machine, or
+    `standard` if that one has no record. Raises UsageError for an unknown profile, for one without a record and for a
+    record that cannot be read.
     """
     if profile is not None and profile not in PROFILES:
         raise UsageError(f"unknown profile {profile!r}; profiles are {', '.join(PROFILES)}")
-    folder = results or results_folder()
     for name in [profile] if profile else dict.fromkeys([resolve_profile("auto"), BASE]):
-        documents = [_read(path) for path in sorted((folder / name).glob("*.json"))]
-        if documents:
-            return documents
+        paths: dict[str, tuple[Path, bool]] = {}
+        for folder, committed in ((reference_folder(), True), (results or results_folder(), False)):
+            paths |= {path.stem: (path, committed) for path in (folder / name).glob("*.json")}
+        if paths:
+            return [{**read_record(path), "committed": committed} for _, (path, committed) in sorted(paths.items())]
     raise UsageError(f"there is no record of profile {profile or BASE!r} yet; run the notebooks first")
 
 
-def _read(path: Path) -> Document:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"notebook", "profile", "parameters", "seconds", "checks", "claims", "tables"} - set(document)
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"record {path.name} cannot be read: {error}") from error
-    if missing:
-        raise UsageError(f"record {path.name} has no {sorted(missing)[0]!r}")
-    return document
+def compared(document: Document) -> Comparison | None:
+    """A reader's record against the committed one; None where there is none, and for the committed one itself."""
+    if document.get("committed"):
+        return None
+    reference = load_reference(document["notebook"], document["profile"])
+    return None if reference is None else compare(document, reference)
 
 
 def changed_parameters(document: Document) -> dict[str, Any]:
@@ -53,33 +59,36 @@ def changed_parameters(document: Document) -> dict[str, Any]:
 
 
 def overview(documents: Sequence[Document]) -> TableView:
-    """One line a notebook: checks, verdicts, seconds and the device; a star marks changed parameters."""
+    """One line a notebook: checks, verdicts on the papers' claims, findings, the reference, seconds and the device.
+
+    A star marks changed parameters.
+    """
     rows = []
     total: Counter[str] = Counter()
     for document in documents:
         counts = Counter(claim["verdict"] for claim in document["claims"])
         counts["checks"] = sum(check["passed"] for check in document["checks"])
+        counts["findings"] = len(document["findings"])
         total += counts
         star = " *" if changed_parameters(document) else ""
+        comparison = compared(document)
+        against = "committed" if document.get("committed") else "–"
+        if comparison is not None:
+            against = f"{comparison.count(SAME)} of {len(comparison.claims)}"
         device = document.get("environment", {}).get("device", "")
-        verdicts = (str(counts[verdict]) for verdict in VERDICTS)
-        rows.append(
-            (
-                document["notebook"] + star,
-                str(counts["checks"]),
-                *verdicts,
-                f"{document['seconds']:.0f}",
-                device,
-            )
-        )
+        rows.append((document["notebook"] + star, *_counts(counts), against, f"{document['seconds']:.0f}", device))
     seconds = sum(document["seconds"] for document in documents)
-    rows.append(("all", str(total["checks"]), *(str(total[verdict]) for verdict in VERDICTS), f"{seconds:.0f}", ""))
-    columns = ("notebook", "checks passed", *VERDICTS, "seconds", "device")
+    rows.append(("all", *_counts(total), "", f"{seconds:.0f}", ""))
+    columns = ("notebook", "checks passed", *VERDICTS, "findings", SAME, "seconds", "device")
     return TableView(f"Profile {documents[0]['profile']}", columns, tuple(rows))
 
 
+def _counts(counts: Counter[str]) -> list[str]:
+    return [str(counts[name]) for name in ("checks", *VERDICTS, "findings")]
+
+
 def markdown_report(documents: Sequence[Document]) -> str:
-    """Overview, then claims, tables and checks of each notebook, as Markdown."""
+    """Overview, then claims, findings, tables and checks of each notebook, as Markdown."""
     table = overview(documents)
     parts = [f"# Report, profile {documents[0]['profile']}", table.markdown()]
     for document in documents:
@@ -87,8 +96,11 @@ def markdown_report(documents: Sequence[Document]) -> str:
         if changed := changed_parameters(document):
             listed = ", ".join(f"{name} = {number(value)}" for name, value in changed.items())
             parts.append(f"\\* Parameters that differ from the profile: {listed}.")
-        if document["claims"]:
-            parts += ["### Claims", claims_view(document["claims"]).markdown()]
+        for part in ("claims", "findings"):
+            if document[part]:
+                parts += [f"### {part.capitalize()}", claims_view(document[part]).markdown()]
+        if comparison := compared(document):
+            parts += ["### Beside the reference", f"{comparison}.", comparison_view([comparison]).markdown()]
         for recorded in document["tables"]:
             parts += [f"### {recorded['title']}", table_view(recorded).markdown()]
         if document["checks"]:
@@ -104,24 +116,34 @@ def write_report(documents: Sequence[Document], results: Path | None = None) -> 
 
 
 def list_claims(documents: Sequence[Document], paper: str | None = None) -> str:
-    """The claims as text, each with criterion, the paper's value, what was measured and the verdict.
+    """The claims as text, each with criterion, the paper's value, what was measured, the verdict and the reference's.
 
-    paper: only the claims whose paper contains this text, in any case. Raises UsageError if there is none.
+    paper: only the claims whose paper contains this text, in any case; without it the findings follow. Raises
+    UsageError if there is none.
     """
-    claims = [claim for document in documents for claim in document["claims"]]
-    papers = dict.fromkeys(claim["paper"] for claim in claims)
+    found = [(claim, document) for part in ("claims", "findings") for document in documents for claim in document[part]]
+    papers = dict.fromkeys(claim["paper"] for claim, _ in found if claim["paper"])
     if paper is not None:
-        claims = [claim for claim in claims if paper.lower() in claim["paper"].lower()]
-    if not claims:
+        found = [(claim, document) for claim, document in found if paper.lower() in claim["paper"].lower()]
+    if not found:
         wanted = "" if paper is None else f" of paper {paper!r}"
         raise UsageError(f"there is no claim{wanted}; papers are: {'; '.join(papers) or 'none'}")
-    blocks = [
-        f"{claim['id']}: {claim['verdict']}\n"
-        f"  {claim['paper']}, {claim['source']}: {claim['statement']}\n"
-        f"  criterion: {claim['criterion']}\n"
-        f"  paper: {number(claim['paper_value'])}; here: {number(claim['measured'])} "
-        f"({len(claim['seeds'])} seeds)"
-        for claim in claims
-    ]
-    counts = Counter(claim["verdict"] for claim in claims)
+    pairs: dict[str, dict[str, ClaimPair]] = {}
+    for document in documents:
+        if comparison := compared(document):
+            pairs[document["notebook"]] = {pair.id: pair for pair in comparison.claims}
+    blocks = []
+    for claim, document in found:
+        lines = [
+            f"{claim['id']}: {claim['verdict']}",
+            f"  {', '.join(filter(None, (claim['paper'] or 'finding', claim['source'])))}: {claim['statement']}",
+            f"  criterion: {claim['criterion']}",
+            f"  paper: {number(claim['paper_value'])}; here: {number(claim['measured'])} ({len(claim['seeds'])} seeds)",
+        ]
+        pair = pairs.get(document["notebook"], {}).get(claim["id"])
+        if pair is not None and pair.reference is not None:
+            measured = number(pair.reference["measured"])
+            lines.append(f"  {pair.result}: {pair.reference['verdict']}, {measured}")
+        blocks.append("\n".join(lines))
+    counts = Counter(claim["verdict"] for claim, _ in found)
     return "\n".join([*blocks, ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)])

@@ -22,10 +22,11 @@ import joblib
 import nbformat
 from PIL import Image
 
-from .cache import source_hash
+from .claims import load_claims
+from .fingerprint import source_hash
 from .kernel import NotebookFailed, execute
 from .parameters import BASE, PROFILES, declared_parameters, profile_parameters, with_overrides
-from .paths import UsageError, notebooks_folder, results_folder, write_atomically
+from .paths import UsageError, notebooks_folder, reference_folder, results_folder, write_atomically
 from .record import VERDICTS, TableView
 
 
@@ -144,6 +145,7 @@ def run_key(job: Job, package: str, data_root: Path) -> str:
     parts = {
         "cells": [[cell.cell_type, cell.source] for cell in job.notebook.cells],
         "parameters": job.parameters,
+        "claims": [claim.declared() for claim in load_claims(job.name)],
         "package": package,
         "data": data_state(data_root),
         "versions": {name: metadata.version(name) for name in ("torch", "numpy", "scikit-learn", "matplotlib")},
@@ -260,14 +262,14 @@ def smaller_png(encoded: str) -> str:
 
 
 def save_gallery(notebook: nbformat.NotebookNode) -> None:
-    """Write the first figure of each cell tagged `gallery-NAME` to `results/gallery/NAME.png`, for the README."""
+    """Write the first figure of each cell tagged `gallery-NAME` to `reference/gallery/NAME.png`, for the README."""
     for cell in notebook.cells:
         names = [tag.removeprefix("gallery-") for tag in cell.metadata.get("tags", []) if tag.startswith("gallery-")]
         for name in names:
             pictures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
             if not pictures:
                 raise UsageError(f"the cell tagged gallery-{name} has no figure")
-            write_atomically(results_folder() / "gallery" / f"{name}.png", base64.b64decode(pictures[0]))
+            write_atomically(reference_folder() / "gallery" / f"{name}.png", base64.b64decode(pictures[0]))
 
 
 def run_notebooks(

@@ -156,6 +156,7 @@ def test_finish_writes_the_record(begin, suite, capsys):
                 "verdict": "reproduced",
             }
         ],
+        "findings": [],
         "tables": [{"id": "t", "title": "A table", "columns": ["seed", "x"], "rows": [[0, 0.123456], [1, None]]}],
     }
 
@@ -212,17 +213,166 @@ def test_views_choose_by_prefix(begin):
     assert [row[0] for row in run.show_claims("G").rows] == ["G-1"]
 
 
-def test_cached_runs_are_shared_between_runs(begin, suite):
-    class Counter:
-        calls = 0
+NOTEBOOK = """
+import torch
 
-        def __call__(self):
-            self.calls += 1
-            return {"x": torch.ones(2)}
+faces = torch.arange(4.0)
+calls = []
 
-    compute = Counter()
+
+class Log:
+    def __reduce__(self):
+        return Log, ()
+
+    def add(self, *call):
+        calls_of_the_test.append(call)
+
+
+log = Log()
+
+
+@run.cached
+def face_run(seed, m=0.5, **options):
+    log.add(seed, m)
+    rate, device = run.parameters.rate, run.device
+    return {"x": float(m * faces.sum() + torch.rand(()) + rate), "faces": faces.to(device), **options}
+
+
+@run.cached(name="twice-run")
+def twice(seed):
+    log.add("twice", seed)
+    return {"x": 2 * face_run(seed)["x"]}
+"""
+
+
+@pytest.fixture
+def notebook(begin, monkeypatch):
+    """Starts a notebook with two cached functions; returns its namespace and the calls that were computed."""
+    import builtins
+
+    made = []
+    monkeypatch.setattr(builtins, "calls_of_the_test", made, raising=False)
+
+    def notebook(code=NOTEBOOK, **changes):
+        run, _ = begin(**changes)
+        space = {"__name__": "__main__", "run": run}
+        exec(code, space)
+        return space
+
+    return notebook, made
+
+
+def test_a_cached_function_is_computed_once_for_its_arguments(notebook, suite):
+    open_notebook, made = notebook
+    first = open_notebook()
+    assert first["face_run"].__name__ == "face_run"
+    value = first["face_run"](0, 0.35)
+    assert torch.equal(value["faces"], torch.arange(4.0))
+    assert first["face_run"](0, m=0.35)["x"] == value["x"]
+    assert first["face_run"](0, 0.5)["x"] == first["face_run"](0)["x"] != first["face_run"](1)["x"]
+    assert first["face_run"](0, extra=1)["extra"] == 1
+    assert made == [(0, 0.35), (0, 0.5), (1, 0.5), (0, 0.5)]
+    # Another kernel, another list of seeds: the same runs.
+    again = open_notebook(seeds=[0, 1, 2, 3])
+    assert again["face_run"](0, 0.35)["x"] == value["x"]
+    assert len(made) == 4
+    assert sorted({path.name.split("-")[0] for path in suite.cache.iterdir()}) == ["face_run"]
+
+
+def test_what_a_cached_function_reads_is_part_of_its_key(notebook):
+    open_notebook, made = notebook
+    space = open_notebook()
+    before = space["face_run"](0)["x"]
+    space["faces"] = 3.0 - space["faces"] + 1
+    assert space["face_run"](0)["x"] != before
+    assert open_notebook(rate=0.75)["face_run"](0)["x"] != before
+    assert open_notebook(NOTEBOOK.replace("m * faces", "2 * m * faces"))["face_run"](0)["x"] != before
+    assert len(made) == 4
+    assert open_notebook(steps=7)["face_run"](0)["x"] == before
+    assert len(made) == 4
+
+
+def test_a_cached_function_counts_in_those_that_call_it(notebook, suite):
+    open_notebook, made = notebook
+    assert open_notebook()["twice"](1)["x"] == 2 * open_notebook()["face_run"](1)["x"]
+    open_notebook(NOTEBOOK.replace("m * faces", "3 * m * faces"))["twice"](1)
+    assert made == [("twice", 1), (1, 0.5)] * 2
+    assert len(list(suite.cache.glob("twice-run-*.pt"))) == 2
+
+
+def test_cached_functions_are_made_ahead(notebook, monkeypatch):
+    monkeypatch.setenv("REPROLIB_WORKERS", "2")
+    open_notebook, _ = notebook
+    # The workers have no list of calls.
+    space = open_notebook(NOTEBOOK.replace("log.add(seed, m)", "pass"))
+    space["run"].ahead(space["face_run"], [(0, 0.1), (1, 0.1), 2])
+    # From here on nothing is computed, only found.
+    space["run"]._cache.only_stored = True
+    assert space["face_run"](0, 0.1)["x"] != space["face_run"](1, 0.1)["x"] != space["face_run"](2)["x"]
+
+
+def test_the_record_is_nothing_that_a_cached_run_may_read(notebook):
+    open_notebook, _ = notebook
+    space = open_notebook(NOTEBOOK.replace("log.add(seed, m)", "tables = run.record.tables"))
+    with pytest.raises(TypeError, match=r"'face_run' cannot be told from others: run\.record, which"):
+        space["face_run"](0)
+
+
+def test_the_form_with_a_function_of_no_arguments(begin, suite):
     for _ in range(2):
         run, _ = begin()
-        assert torch.equal(run.cached("ones", {"seed": 0}, compute)["x"], torch.ones(2))
-    assert compute.calls == 1
+        assert torch.equal(run.cached("ones", {"seed": 0}, lambda: {"x": torch.ones(2)})["x"], torch.ones(2))
     assert len(list(suite.cache.iterdir())) == 1
+
+
+CLAIMS = """
+claims:
+  F-1:
+    paper: Fixture
+    statement: x is large
+    source: Table 1
+    criterion: x above 1
+    rule: statement
+    paper_value: 3.0
+    power: sees 0.2 with 3 seeds
+findings:
+  FF-1: {statement: y rises, source: here, criterion: slope above 0, rule: trend, direction: rising, paper_value: null}
+"""
+
+
+def test_claims_are_declared_by_their_file_and_recorded(begin, suite, capsys):
+    (suite.path.parent / "claims").mkdir()
+    (suite.path.parent / "claims" / "90.yaml").write_text(CLAIMS, encoding="utf-8")
+    run, _ = begin()
+    assert run.show_claims().columns[4] == "power"
+    assert [(row[0], row[4], row[-1]) for row in run.show_claims().rows] == [
+        ("F-1", "sees 0.2 with 3 seeds", "not judged yet")
+    ]
+    assert [(row[0], row[1], row[-1]) for row in run.show_findings().rows] == [("FF-1", "here", "not judged yet")]
+    with pytest.raises(RuntimeError, match="claim 'F-1' was declared but not judged"):
+        run.finish()
+    assert run.judge("F-1", {"x": 2.0}, run.seeds, holds=True) == "reproduced"
+    assert run.judge("FF-1", ours=[[1.0, 2.0]], swept=[0, 1], seeds=[0]) == "inconclusive"
+    capsys.readouterr()
+    run.finish()
+    assert capsys.readouterr().out == "recorded 0 checks, 1 claims, 1 findings, 0 tables\n"
+    document = json.loads((suite.results / "standard" / "90_fixture.json").read_text(encoding="utf-8"))
+    assert [claim["verdict"] for claim in document["claims"]] == ["reproduced"]
+    assert document["findings"][0]["paper"] == ""
+    assert document["findings"][0]["measured"] == {"slope": 1.0, "reason": "1 pairs, 2 are needed"}
+    (suite.path.parent / "claims" / "90.yaml").write_text(CLAIMS + "more: 1\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"90.yaml must be a mapping with the keys"):
+        begin()
+
+
+def test_a_table_of_the_reference_is_shown(begin, suite):
+    run, _ = begin()
+    assert run.reference_table("t") is None
+    run.table("t", "A table", ["a"], [[0.5]])
+    run.finish()
+    path = suite.root / "reference" / "full" / "90_fixture.json"
+    path.parent.mkdir(parents=True)
+    path.write_text((suite.results / "standard" / "90_fixture.json").read_text(encoding="utf-8"), encoding="utf-8")
+    assert repr(run.reference_table("t")).splitlines() == ["A table (reference, profile full)", "a", "---", "0.5"]
+    with pytest.raises(ValueError, match="no table 'nosuch', got t"):
+        run.reference_table("nosuch")

@@ -33,8 +33,17 @@ def document(notebook="90_fixture", profile="standard", **parameters):
             {**claim, "id": f"F-{n}", "statement": f"claim {n}", "measured": {"x": 2.5}, "verdict": verdict}
             for n, verdict in enumerate(verdicts)
         ],
+        "findings": [
+            {**claim, "id": "FF-1", "paper": "", "statement": "more", "measured": {"x": 1.0}, "verdict": "contradicted"}
+        ],
         "tables": [{"id": "t", "title": "A table", "columns": ["a"], "rows": [[0.25]]}],
     }
+
+
+def commit(suite, content):
+    path = suite.root / "reference" / content["profile"] / f"{content['notebook']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def write(suite, content, profile="standard", name="90_fixture"):
@@ -50,14 +59,35 @@ def test_overview_counts_and_marks_changed_parameters(suite):
     assert changed_parameters(document(steps=9)) == {"steps": 9}
     assert changed_parameters(document()) == {}
     records[1]["notebook"] = "90_fixture"
-    assert repr(overview(records)).splitlines() == [
-        "Profile standard",
-        "notebook      checks passed  reproduced  not reproduced  inconclusive  seconds  device",
-        "------------  -------------  ----------  --------------  ------------  -------  ------",
-        "90_fixture    1              2           0               1             12       cpu",
-        "90_fixture *  1              2           0               1             12       cpu",
-        "all           2              4           0               2             25",
-    ]
+    view = overview(records)
+    columns = "notebook, checks passed, reproduced, contradicted, inconclusive, findings, as in the reference, seconds"
+    assert (view.title, view.columns) == ("Profile standard", (*columns.split(", "), "device"))
+    assert view.rows == (
+        ("90_fixture", "1", "2", "0", "1", "1", "–", "12", "cpu"),
+        ("90_fixture *", "1", "2", "0", "1", "1", "–", "12", "cpu"),
+        ("all", "2", "4", "0", "2", "2", "", "25", ""),
+    )
+
+
+def test_the_committed_record_stands_in_and_beside(suite):
+    commit(suite, document())
+    (only,) = load_records("standard")
+    assert only["committed"] is True
+    assert overview([only]).rows[0][6] == "committed"
+    changed = document()
+    changed["claims"][2] |= {"verdict": "reproduced", "measured": {"x": 9.0}}
+    write(suite, changed)
+    commit(suite, document("91_other"))
+    own, other = load_records("standard")
+    assert (own["committed"], other["committed"]) == (False, True)
+    assert overview([own, other]).rows[0][6] == "3 of 4"
+    text = markdown_report([own])
+    assert "3 of 4 claims as in the reference; 1 differ (F-2)." in text
+    assert "| F-2 | x 9 | x 2.5 | reproduced | inconclusive | differs |" in text
+    assert "Beside the reference" not in markdown_report([other])
+    listed = list_claims([own], paper="fixture").splitlines()
+    assert "  as in the reference: reproduced, x 2.5" in listed
+    assert "  differs: inconclusive, x 2.5" in listed
 
 
 def test_report_holds_claims_tables_and_checks(suite):
@@ -70,6 +100,8 @@ def test_report_holds_claims_tables_and_checks(suite):
         "# Report, profile standard",
         "## 90_fixture",
         "| F-2 |",
+        "### Findings",
+        "| FF-1 |",
         "### A table",
         "| 0.25 |",
         "| 90.one |",
@@ -114,8 +146,11 @@ def test_claims_are_listed_and_filtered_by_paper(suite):
         "  criterion: x above 1",
         "  paper: 3; here: x 2.5 (1 seeds)",
     ]
-    assert text.splitlines()[-1] == "2 reproduced, 0 not reproduced, 1 inconclusive"
+    assert text.splitlines()[-1] == "2 reproduced, 0 contradicted, 1 inconclusive"
+    everything = list_claims([document()])
+    assert "  finding, Table 1: more" in everything.splitlines()
+    assert everything.splitlines()[-1] == "2 reproduced, 1 contradicted, 1 inconclusive"
     with pytest.raises(UsageError, match="no claim of paper 'nosuch'; papers are: Fixture 2020"):
         list_claims([document()], paper="nosuch")
     with pytest.raises(UsageError, match="no claim; papers are: none"):
-        list_claims([{**document(), "claims": []}])
+        list_claims([{**document(), "claims": [], "findings": []}])

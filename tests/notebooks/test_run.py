@@ -21,7 +21,7 @@ from reprolib.experiment.runner import run_notebooks
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 each = pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
 
-TOP = {"notebook", "profile", "parameters", "environment", "seconds", "checks", "claims", "tables"}
+TOP = {"notebook", "profile", "parameters", "environment", "seconds", "checks", "claims", "findings", "tables"}
 CHECK = {"id", "statement", "source", "kind", "measured", "tolerance", "passed", "detail"}
 CLAIM = {"id", "paper", "statement", "source", "criterion", "paper_value", "measured", "seeds", "verdict"}
 TABLE = {"id", "title", "columns", "rows"}
@@ -61,7 +61,7 @@ def check_schema(document: dict[str, Any], name: str) -> None:
     assert document["parameters"] == profile_parameters(name, "smoke")
     assert document["seconds"] > 0
     assert all(math.isfinite(number) for number in numbers(document))
-    for part, keys in (("checks", CHECK), ("claims", CLAIM), ("tables", TABLE)):
+    for part, keys in (("checks", CHECK), ("claims", CLAIM), ("findings", CLAIM), ("tables", TABLE)):
         entries = document[part]
         assert all(set(entry) == keys for entry in entries), part
         assert len({entry["id"] for entry in entries}) == len(entries), part
@@ -69,10 +69,12 @@ def check_schema(document: dict[str, Any], name: str) -> None:
         assert check["passed"] is True, check
         assert isinstance(check["measured"], float), check
         assert check["tolerance"] > 0, check
-    for claim in document["claims"]:
+    for claim in (*document["claims"], *document["findings"]):
         assert claim["verdict"] in VERDICTS, claim
         assert claim["measured"], claim
-        texts = (claim[key] for key in ("paper", "statement", "source", "criterion"))
+        finding = claim in document["findings"]
+        assert bool(claim["paper"]) != finding, claim
+        texts = (claim[key] for key in ("paper", "statement", "source", "criterion")[finding:])
         assert all(isinstance(text, str) and text for text in texts), claim
     for table in document["tables"]:
         assert table["rows"], table["id"]

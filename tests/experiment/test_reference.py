@@ -1,0 +1,79 @@
+"""The reader's record beside the committed one, claim by claim."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+from test_report import document
+
+from reprolib.experiment.paths import UsageError
+from reprolib.experiment.reference import (
+    DIFFERS,
+    MISSING,
+    NEW,
+    SAME,
+    compare,
+    comparison_view,
+    load_reference,
+    save_reference,
+)
+
+
+def changed(**verdicts):
+    made = copy.deepcopy(document())
+    for claim in (*made["claims"], *made["findings"]):
+        claim["verdict"] = verdicts.get(claim["id"].replace("-", ""), claim["verdict"])
+    return made
+
+
+def test_equal_verdicts_are_as_in_the_reference_whatever_the_numbers():
+    here = changed()
+    here["claims"][0]["measured"] = {"x": 3.25}
+    comparison = compare(here, document())
+    assert [pair.result for pair in comparison.claims] == [SAME] * 4
+    assert str(comparison) == "4 of 4 claims as in the reference"
+    assert comparison_view([comparison]).rows[0] == ("F-0", "x 3.25", "x 2.5", "reproduced", "reproduced", SAME)
+    assert comparison_view([comparison], changed=True).rows == ()
+
+
+def test_other_verdicts_new_and_missing_claims_and_checks_are_named():
+    here = changed(F0="contradicted", FF1="inconclusive")
+    here["claims"][1]["id"] = "F-9"
+    here["checks"].append({**here["checks"][0], "id": "90.two"})
+    here["parameters"]["steps"] = 9
+    comparison = compare(here, document())
+    found = {pair.id: pair.result for pair in comparison.claims}
+    assert found == {"F-0": DIFFERS, "F-9": NEW, "F-2": SAME, "F-1": MISSING, "FF-1": DIFFERS}
+    assert (comparison.new_checks, comparison.missing_checks) == (("90.two",), ())
+    assert comparison.parameters == {"steps": (9, 3)}
+    assert str(comparison) == (
+        "1 of 5 claims as in the reference; 2 differ (F-0, FF-1); 1 not in the reference (F-9); "
+        "1 only in the reference (F-1); 1 checks not in the reference; with another steps"
+    )
+    rows = comparison_view([comparison], changed=True).rows
+    assert [row[0] for row in rows] == ["F-0", "F-9", "F-1", "FF-1"]
+    assert rows[1][2:] == ("–", "reproduced", "–", NEW)
+    assert rows[2][1:4] == ("–", "x 2.5", "–")
+
+
+def test_records_of_two_notebooks_are_not_compared():
+    with pytest.raises(ValueError, match="got '90_fixture' and '91_other'"):
+        compare(document(), document("91_other"))
+
+
+def test_a_record_becomes_the_reference(suite):
+    assert load_reference("90_fixture", "standard") is None
+    path = save_reference(document())
+    assert path == suite.root / "reference" / "standard" / "90_fixture.json"
+    assert load_reference("90_fixture", "standard") == document()
+    assert path.read_text(encoding="utf-8").endswith("\n")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3", json.dumps({"notebook": "x"})])
+def test_a_damaged_reference_is_named(suite, content):
+    path = save_reference(document())
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"record 90_fixture.json (cannot be read|has no)"):
+        load_reference("90_fixture", "standard")
