@@ -201,7 +201,10 @@ class RunCache:
         value = _storable(value, f"value of the cached run {name!r}")
         buffer = io.BytesIO()
         torch.save({"key": key, "value": value}, buffer)
-        write_atomically(path, buffer.getvalue())
+        try:
+            write_atomically(path, buffer.getvalue())
+        except OSError as error:
+            print(f"reprolib: this run is not kept: {error}", file=sys.stderr)
         return value
 
     def has_all(self, call: Callable[[], Any]) -> bool:

@@ -1,13 +1,15 @@
 """Where things lie on disk, found from this package and never from the working directory.
 
-Environment: `REPROLIB_ROOT` (the folder with `notebooks/`), `REPROLIB_RESULTS`, `REPROLIB_CACHE`,
+Environment: `REPROLIB_ROOT` (the folder with `notebooks/`), `REPROLIB_RESULTS`, `REPROLIB_REFERENCE`, `REPROLIB_CACHE`,
 `REPROLIB_PROFILES`. A relative path in one of them is taken from the repository root.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+import time
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -34,6 +36,11 @@ def results_folder() -> Path:
     return _folder("REPROLIB_RESULTS", Path("results"))
 
 
+def reference_folder() -> Path:
+    """The committed records, one folder a profile."""
+    return _folder("REPROLIB_REFERENCE", Path("reference"))
+
+
 def cache_folder() -> Path:
     return _folder("REPROLIB_CACHE", Path(".cache", "runs"))
 
@@ -42,12 +49,28 @@ def profiles_folder() -> Path:
     return _folder("REPROLIB_PROFILES", PACKAGE / "experiment" / "profiles")
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write `content` to `path` so that a reader sees the old file or the whole new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+def unwritable(folder: Path) -> str:
+    """Why no file can be made in `folder`, which is created if it can be; empty if one can."""
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            # A full disk lets an empty file be made.
+            stream.write(bytes(4096))
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write `content` to `path` so that a reader sees the old file or the whole new one, never a part.
+
+    Raises OSError that names `path` and the reason.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
             stream.flush()
@@ -55,9 +78,20 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         # mkstemp makes the file private; results are to be read by whoever may read the folder.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
         raise
+
+
+def remove_leftovers(folder: Path, seconds: float = 24 * 3600) -> None:
+    """Remove temporary files of `write_atomically` that a killed process left in `folder` more than `seconds` ago."""
+    for path in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > seconds:
+                path.unlink()
 
 
 def _umask() -> int:
