@@ -181,6 +181,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What is still to be flushed when Python ends goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
+    except ModuleNotFoundError as error:
+        needed = f"needs the package {error.name!r}; pip install 'reprolib[notebooks]' brings it"
+        print(f"reprolib {chosen.command}: this command {needed}", file=sys.stderr)
+        return 1
     except (ValueError, RuntimeError, OSError) as error:
         print(f"reprolib {chosen.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
