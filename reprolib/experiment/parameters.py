@@ -50,7 +50,7 @@ class _Loader(yaml.SafeLoader):
 
 for _tag, _pattern in (
     ("bool", r"true|True|TRUE|false|False|FALSE"),
-    ("int", r"[-+]?(?:0|[1-9][0-9_]*)"),
+    ("int", r"[-+]?(?:0|[1-9](?:_?[0-9])*)"),
     ("float", r"[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)"),
 ):
     _first = list("-+.0123456789tTfF")
