@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"reprolib {chosen.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     except KeyboardInterrupt as stopped:
-        print(f"reprolib {chosen.command}: {stopped or 'interrupted'}", file=sys.stderr)
+        print(f"reprolib {chosen.command}: {str(stopped) or 'interrupted'}", file=sys.stderr)
         return 128 + getattr(stopped, "number", signal.SIGINT)
 
 

@@ -38,7 +38,7 @@ def call(capsys, *arguments: str) -> tuple[int, str, str]:
         (["run", "--nosuch"], "unrecognized arguments: --nosuch"),
         (["run", "--profile", "smoke", "--save-outputs"], "--save-outputs must be given with profile standard or full"),
         (["run", "mine/90_fixture.ipynb"], "mine/90_fixture.ipynb is not one of the notebooks in"),
-        (["run", "-p", "seeds=[]"], "'seeds' must be a list of distinct integers"),
+        (["run", "-p", "seeds=[]"], "'seeds' must be a list of at least one value"),
         (["run", "-p", "seeds=[99999999999999999999]"], "'seeds' must be a list of distinct integers"),
         (["run", "-p", "steps=1:30"], "'steps' must be of type int, got '1:30'"),
         (["run", "-p", "steps=0"], "'steps' must be positive, got 0"),
