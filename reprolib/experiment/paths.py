@@ -51,6 +51,8 @@ def profiles_folder() -> Path:
 
 def unwritable(folder: Path) -> str:
     """Why no file can be made in `folder`, which is created if it can be; empty if one can."""
+    if folder.exists() and not folder.is_dir():
+        return "Not a directory"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as stream:

@@ -518,7 +518,7 @@ def test_notebooks_at_once_are_reported_in_order_and_one_failure_stops_no_other(
     outcomes = run_notebooks([], "standard", at_once=2)
     assert [(outcome.name, outcome.status) for outcome in outcomes] == [(NAME, "failed"), (other, "run")]
     printed = capsys.readouterr()
-    assert printed.err == f"{NAME}: cell [1] failed\n"
+    assert printed.err == f"{NAME}: cell [1] failed\nfailed: {NAME}\n"
     assert printed.out.splitlines()[0].startswith(f"{other}: 1 checks passed")
 
 
