@@ -34,13 +34,15 @@ class NotebookFailed(RuntimeError):
 class Kernels:
     """The kernels of one command: what each of them is given, and the way to stop all of them.
 
-    data: the data folder. cache: folder of the cached runs; None gives each notebook one that ends with it. cores: so
-    many may the runs of a notebook use at the same time.
+    data: the data folder. cache: folder of the cached runs; None gives each notebook one that ends with it. lines:
+    folder of the lines that single runs leave, which stay when a notebook is interrupted. cores: so many may the runs
+    of a notebook use at the same time.
     """
 
-    def __init__(self, data: Path, cache: Path | None, cores: int) -> None:
+    def __init__(self, data: Path, cache: Path | None, lines: Path, cores: int) -> None:
         self.data = data
         self.cache = cache
+        self.lines = lines
         self.cores = cores
         self.stopped = False
         self.display = Display(sys.stderr)
@@ -96,6 +98,7 @@ def execute(
         "REPROLIB_RESULTS": str(staging),
         "REPROLIB_CACHE": str(kernels.cache or staging / "cache"),
         "REPROLIB_DATA": str(kernels.data),
+        "REPROLIB_RUNS": os.environ.get("REPROLIB_RUNS") or str(kernels.lines),
         PROGRESS: str(progress),
         # what joblib.cpu_count() says there
         "LOKY_MAX_CPU_COUNT": str(kernels.cores),

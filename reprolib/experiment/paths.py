@@ -1,6 +1,6 @@
 """Where things lie on disk, found from this package and never from the working directory.
 
-Environment: `REPROLIB_ROOT` (the folder with `notebooks/`), `REPROLIB_RESULTS`, `REPROLIB_REFERENCE`, `REPROLIB_CACHE`,
+Environment: `REPROLIB_ROOT` (the folder with `notebooks/`), `REPROLIB_RESULTS`, `REPROLIB_CACHE`,
 `REPROLIB_PROFILES`. A relative path in one of them is taken from the repository root.
 """
 
@@ -37,8 +37,8 @@ def results_folder() -> Path:
 
 
 def reference_folder() -> Path:
-    """The committed records, one folder a profile."""
-    return _folder("REPROLIB_REFERENCE", Path("reference"))
+    """Folder of the committed records, `reference/`."""
+    return repository_root() / "reference"
 
 
 def cache_folder() -> Path:

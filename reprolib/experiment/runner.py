@@ -190,9 +190,10 @@ def run_job(job: Job, results: Path, kernels: Kernels, *, force: bool = False, s
     began = time.perf_counter()
     try:
         if not force and unchanged(job, results, kernels.data):
+            record = (folder / f"{job.name}.json").read_bytes()
             if save_outputs:
-                copy_outputs(nbformat.read(folder / f"{job.name}.ipynb", as_version=4), job.path)
-            return _outcome(job, "cached", json.loads((folder / f"{job.name}.json").read_text(encoding="utf-8")))
+                commit(job, nbformat.read(folder / f"{job.name}.ipynb", as_version=4), record)
+            return _outcome(job, "cached", json.loads(record))
         with tempfile.TemporaryDirectory(prefix="reprolib-") as staging:
             return _run(job, folder, Path(staging), kernels, save_outputs)
     except (NotebookFailed, UsageError) as error:
@@ -227,7 +228,7 @@ def _run(job: Job, folder: Path, staging: Path, kernels: Kernels, save_outputs: 
     write_atomically(folder / f"{job.name}.ipynb", executed)
     (folder / f"{job.name}.failed.ipynb").unlink(missing_ok=True)
     if save_outputs:
-        copy_outputs(output, job.path)
+        commit(job, output, record)
     stamp = [run_key(job, package, kernels.data), _digest(record), _digest(executed)]
     write_atomically(folder / f"{job.name}.key", json.dumps(stamp) + "\n")
     return _outcome(job, "run", json.loads(record))
@@ -266,6 +267,12 @@ def finished_record(job: Job, staging: Path) -> bytes:
     if json.loads(content)["parameters"] != job.parameters:
         raise NotebookFailed("the notebook ran with other parameters than it was given")
     return content
+
+
+def commit(job: Job, executed: nbformat.NotebookNode, record: bytes) -> None:
+    """Make this run the committed one: its outputs in the notebook, its record in `reference/<profile>`."""
+    copy_outputs(executed, job.path)
+    write_atomically(reference_folder() / job.parameters["profile"] / f"{job.name}.json", record)
 
 
 def copy_outputs(executed: nbformat.NotebookNode, path: Path) -> None:
@@ -363,7 +370,8 @@ def run_notebooks(
         cache = None
     for leftovers in (folder / chosen, cache_folder()):
         remove_leftovers(leftovers)
-    kernels = Kernels(data, cache, max(1, joblib.cpu_count() // at_once))
+    lines = reference_folder() if save_outputs else folder
+    kernels = Kernels(data, cache, lines, max(1, joblib.cpu_count() // at_once))
     done: dict[str, Outcome] = {}
     # The work is in the kernels, which are processes; a thread only waits for one, and this one for signals.
     pool = ThreadPoolExecutor(at_once)
@@ -394,17 +402,16 @@ def run_notebooks(
 
 def compare_with_reference(outcomes: Sequence[Outcome], profile: str) -> None:
     """Print, claim by claim, what is as in the committed record of the profile and what differs, where there is one."""
-    comparisons = []
-    for outcome in outcomes:
-        path = reference_folder() / profile / f"{outcome.name}.json"
-        if outcome.document and path.exists():
-            from .reference import compare
+    folder = reference_folder() / profile
+    documents = [one.document for one in outcomes if one.document and (folder / f"{one.name}.json").exists()]
+    if not documents:
+        return
+    from .reference import compare, comparison_view, load_reference
 
-            comparisons.append(compare(outcome.document, json.loads(path.read_text(encoding="utf-8"))))
-    if comparisons:
-        from .reference import comparison_view
-
-        print(f"\n{comparison_view(comparisons)}", flush=True)
+    comparisons = [compare(document, load_reference(document["notebook"], profile)) for document in documents]
+    print(f"\n{comparison_view(comparisons)}\n", flush=True)
+    for document, comparison in zip(documents, comparisons, strict=True):
+        print(f"{document['notebook']}: {comparison}", flush=True)
 
 
 def summary(outcomes: Sequence[Outcome], profile: str) -> TableView:

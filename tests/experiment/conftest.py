@@ -16,7 +16,6 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Suite]:
     monkeypatch.setenv("REPROLIB_ROOT", str(made.root))
     monkeypatch.setenv("REPROLIB_PROFILES", str(made.root / "profiles"))
     monkeypatch.setenv("REPROLIB_RESULTS", str(made.results))
-    monkeypatch.setenv("REPROLIB_REFERENCE", str(made.root / "reference"))
     monkeypatch.setenv("REPROLIB_CACHE", str(made.cache))
     monkeypatch.setenv("REPROLIB_DATA", str(made.root / "data"))
     monkeypatch.setenv("REPROLIB_DEVICE", "cpu")

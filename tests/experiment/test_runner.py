@@ -46,7 +46,7 @@ def fake(monkeypatch):
         parameters = {**fake.parameters[profile], **{k: v for k, v in injected.items() if k != "profile"}}
         check = {"id": "a", "passed": True}
         claim = {"id": "b", "verdict": "inconclusive"}
-        document = {"parameters": parameters, "seconds": 2.0, "checks": [check], "claims": [claim]}
+        document = {"notebook": name, "parameters": parameters, "seconds": 2.0, "checks": [check], "claims": [claim]}
         (staging / profile).mkdir()
         (staging / profile / f"{name}.json").write_text(json.dumps(document))
         ran = nbformat.reads(nbformat.writes(notebook), as_version=4)
@@ -426,10 +426,11 @@ def test_claims_are_compared_with_the_committed_record(suite, fake, monkeypatch,
 
     def compare(document, reference):
         compared.append((document["seconds"], reference["seconds"]))
-        return "as in the reference"
+        return "1 of 1 claims as in the reference"
 
     module = types.ModuleType("reprolib.experiment.reference")
-    module.compare, module.comparison_view = compare, lambda comparisons: "; ".join(comparisons)
+    module.compare, module.comparison_view = compare, lambda comparisons: f"the table of {len(comparisons)}"
+    module.load_reference = lambda name, profile: json.loads(path.read_text())
     monkeypatch.setitem(sys.modules, "reprolib.experiment.reference", module)
     run_notebooks([], "standard")
     assert "as in the reference" not in capsys.readouterr().out
@@ -438,7 +439,8 @@ def test_claims_are_compared_with_the_committed_record(suite, fake, monkeypatch,
     path.write_text(json.dumps({**record(suite), "seconds": 7.0}))
     for options in ({"force": True}, {}):
         run_notebooks([], "standard", **options)
-        assert capsys.readouterr().out.endswith("\n\nas in the reference\n")
+        printed = capsys.readouterr().out
+        assert printed.endswith(f"\n\nthe table of 1\n\n{NAME}: 1 of 1 claims as in the reference\n")
     assert compared == [(2.0, 7.0)] * 2
     # other parameters are another experiment
     run_notebooks([], "standard", {"steps": 4})
@@ -468,7 +470,7 @@ def test_an_interruption_stops_every_kernel_and_stores_nothing(suite, fake, monk
 
 def test_kernels_that_start_while_all_are_stopped_are_stopped_too(tmp_path):
     started = [subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(3)]
-    kernels = kernel.Kernels(tmp_path, None, 1)
+    kernels = kernel.Kernels(tmp_path, None, tmp_path, 1)
     for process in started[:2]:
         kernels.started(tmp_path / str(process.pid), process.pid)
     kernels.ended(tmp_path / str(started[0].pid))
@@ -571,7 +573,15 @@ def test_save_outputs_changes_outputs_and_nothing_else(suite, fake):
 
 
 def test_outputs_of_full_are_saved_on_any_device(suite, fake):
-    run_notebooks([], "full", save_outputs=True)
+    run_notebooks([], "full")
+    committed = suite.root / "reference" / "full" / f"{NAME}.json"
+    assert fake.kernels.lines == suite.results and not committed.exists()
+    run_notebooks([], "full", save_outputs=True, force=True)
+    assert fake.kernels.lines == suite.root / "reference"
+    assert json.loads(committed.read_text()) == record(suite, "full")
+    committed.unlink()
+    run_notebooks([], "full", save_outputs=True)  # from the unchanged result
+    assert json.loads(committed.read_text()) == record(suite, "full")
     assert nbformat.read(suite.path, as_version=4).cells[1].outputs[0].text == "cell 1\n"
 
 
