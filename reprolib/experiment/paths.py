@@ -12,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from ..data.files import write_atomic
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -68,24 +70,10 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
     Raises OSError that names `path` and the reason.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    temporary = ""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp makes the file private; results are to be read by whoever may read the folder.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
-        raise
+        write_atomic(path, content.encode("utf-8") if isinstance(content, str) else content)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def remove_leftovers(folder: Path, seconds: float = 24 * 3600) -> None:
@@ -94,9 +82,3 @@ def remove_leftovers(folder: Path, seconds: float = 24 * 3600) -> None:
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > seconds:
                 path.unlink()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
