@@ -1,4 +1,4 @@
-"""Settings of the whole test session: the smoke profile, folders of its own, and what nbval compares.
+"""Settings of the whole test session: the smoke profile, folders of its own, the order, and what nbval compares.
 
 Here and not in tests/, so that ``pytest notebooks/02_normface.ipynb`` has them, too.
 """
@@ -12,7 +12,12 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-import torch
+
+from reprolib._arithmetic import same_kernels
+
+# Before torch and numpy are loaded, here, in the workers of pytest-xdist and in the kernels of nbval.
+for _name, _value in same_kernels().items():
+    os.environ.setdefault(_name, _value)
 
 ROOT = Path(__file__).resolve().parent
 _VARIABLES = ("REPROLIB_PROFILE", "REPROLIB_RESULTS", "REPROLIB_CACHE", "PYTHONPATH")
@@ -27,7 +32,34 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
         collector.skip_compare += ("stderr",)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Notebooks first, they take longest; then the tests that look at their records, in the same worker.
+
+    A test with `notebook_group(name)` follows the cells of that notebook; the other tests of a file stay together.
+    """
+    groups = {item: _group(item) for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    notebooks = {item.path.stem for item in items if item.path.suffix == ".ipynb"}
+
+    def place(item: pytest.Item) -> tuple[bool, str, bool]:
+        follows = groups[item] in notebooks
+        return (not follows, groups[item] if follows else "", item.path.suffix != ".ipynb")
+
+    items.sort(key=place)
+
+
+def _group(item: pytest.Item) -> str:
+    if item.path.suffix == ".ipynb":
+        return item.path.stem
+    marker = item.get_closest_marker("notebook_group")
+    return marker.args[0] if marker else str(item.path)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    import torch
+
     # Small tensors lose more in hand-offs between threads than they gain.
     torch.set_num_threads(1)
     # The path in pyproject.toml is relative to it, whatever folder pytest is called from.

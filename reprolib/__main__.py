@@ -1,12 +1,14 @@
-"""Command line of the suite: `python -m reprolib {fetch,run,report,claims,verify,bench}`."""
+"""Command line of the suite: `python -m reprolib {fetch,run,report,claims,verify}`."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
+import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,16 +31,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _count(text: str) -> int:
-    value = int(text.replace("_", ""))
-    if value < 1:
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer >= 1, got {text}")
-    return value
+    return int(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="reprolib", description="Fetch the data, run the notebooks, report what they found.")
     parser.add_argument("--version", action="version", version=f"reprolib {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{fetch,run,report,claims,verify,bench}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{fetch,run,report,claims,verify}")
 
     fetch = commands.add_parser("fetch", help="fetch data sets and verify them")
     known = "mnist, fashion_mnist, orl, lfw, cifar10 (default: mnist orl)"
@@ -53,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE", help="one parameter")
     run.add_argument("--force", action="store_true", help="run even if nothing has changed")
     run.add_argument("--results", metavar="DIR", help="folder of the results (default: results/)")
-    run.add_argument("--save-outputs", action="store_true", help="put the outputs into the notebooks (standard only)")
+    run.add_argument("--save-outputs", action="store_true", help="put the outputs into the notebooks")
     run.add_argument("--at-once", type=_count, default=1, metavar="N", help="notebooks at the same time (default: 1)")
     run.set_defaults(action=_run)
 
@@ -71,20 +72,6 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("--far", type=float, nargs="+", metavar="RATE", help="default: 0.001 0.01 0.1")
     verify.add_argument("--folds", type=int, default=10, metavar="K", help="folds of a plain list (default: 10)")
     verify.set_defaults(action=_verify)
-
-    bench = commands.add_parser("bench", help="benchmarks; without a name all of them")
-    bench.add_argument("names", nargs="*", metavar="NAME")
-    bench.add_argument("--output", metavar="DIR", help="folder for NAME.json and the figures")
-    bench.add_argument(
-        "--classes", type=_count, nargs="+", metavar="C", help="heads, million, cost: numbers of classes"
-    )
-    bench.add_argument("--batch", type=_count, metavar="B", help="batch size instead of the bench's own")
-    bench.add_argument("--dim", type=_count, metavar="D", help="embedding dimension instead of the bench's own")
-    bench.add_argument("--repeats", type=_count, metavar="N", help="timed rounds")
-    bench.add_argument("--seeds", type=_count, metavar="N", help="toy, partial_fc: number of seeds (default 5)")
-    bench.add_argument("--only", nargs="+", metavar="LOSS", help="toy: only these losses")
-    bench.add_argument("--limit", type=_count, metavar="N", help="million: GiB; popular: seconds for the popular loop")
-    bench.set_defaults(action=_bench)
     return parser
 
 
@@ -117,7 +104,12 @@ def _report(arguments: argparse.Namespace) -> int:
 
     records = load_records(arguments.profile)
     print(overview(records))
-    print(f"\nwritten in full to {os.path.relpath(write_report(records))}")
+    try:
+        path = write_report(records)
+    except OSError as error:
+        print(f"reprolib report: the full report is not kept: {error}", file=sys.stderr)
+    else:
+        print(f"\nwritten in full to {os.path.relpath(path)}")
     return 0
 
 
@@ -136,36 +128,69 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _bench(arguments: argparse.Namespace) -> int:
-    from reprolib.benchmarks import BENCHES
+class Stopped(KeyboardInterrupt):
+    """A signal other than Ctrl-C asks the command to end; `number` is the signal's."""
 
-    names = arguments.names or list(BENCHES)
-    for name in names:
-        if name not in BENCHES:
-            raise ValueError(f"unknown benchmark {name!r}; benchmarks are {', '.join(BENCHES)}")
-    for name in names:
-        result = {"bench": name, **BENCHES[name](arguments)}
-        print(json.dumps(result), flush=True)
-        if arguments.output is not None:
-            path = Path(arguments.output) / f"{name}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".json.part")
-            part.write_text(json.dumps(result, indent=1) + "\n")
-            os.replace(part, path)
-    return 0
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.number = number
+
+
+@contextlib.contextmanager
+def _signals_end_the_command() -> Iterator[None]:
+    """SIGTERM and SIGHUP (the terminal is closed) end the command as Ctrl-C does, unless they are ignored (nohup)."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    before = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        # Signals can be caught in the main thread only.
+        with contextlib.suppress(AttributeError, ValueError):
+            number = getattr(signal, name)
+            if signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _never_fail_to_encode() -> None:
+    """A character that the terminal or file cannot show is printed as its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 a notebook failed or data cannot be had, 2 wrong arguments, 130 interrupted."""
+    """Exit status: 0 done, 1 a notebook failed or data cannot be had, 2 wrong arguments, 128 + n ended by signal n.
+
+    So 130 after Ctrl-C, 143 after SIGTERM, and 141 when the reader of the output is gone (`| head`).
+    """
+    _never_fail_to_encode()
     chosen = build_parser().parse_args(arguments)
     try:
-        return chosen.action(chosen)
+        with _signals_end_the_command():
+            status = chosen.action(chosen)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # What is still to be flushed when Python ends goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    except ModuleNotFoundError as error:
+        needed = f"needs the package {error.name!r}; pip install 'reprolib[notebooks]' brings it"
+        print(f"reprolib {chosen.command}: this command {needed}", file=sys.stderr)
+        return 1
     except (ValueError, RuntimeError, OSError) as error:
         print(f"reprolib {chosen.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
-    except KeyboardInterrupt:
-        print(f"reprolib {chosen.command}: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:
+        print(f"reprolib {chosen.command}: {str(stopped) or 'interrupted'}", file=sys.stderr)
+        return 128 + getattr(stopped, "number", signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from reprolib import plots
 from reprolib.data.files import write_atomic
 from reprolib.evaluation import (
     Estimate,
@@ -320,6 +318,11 @@ def as_document(found: Verification) -> dict[str, Any]:
 
 def roc_png(found: Verification) -> bytes:
     """The exact ROC curve, with a logarithmic FAR axis down to one impostor pair, as PNG."""
+    # The library computes without the packages that draw.
+    from matplotlib.figure import Figure
+
+    from reprolib import plots
+
     genuine, impostor = found.scores[found.pairs.same], found.scores[~found.pairs.same]
     curve = roc_curve(genuine, impostor)
     figure = Figure(figsize=(6, 4.5), dpi=100, layout="constrained")
@@ -355,7 +358,13 @@ def run(
         for kind, path in (("embeddings", embeddings), ("pairs", pairs))
     }
     document = json.dumps({"sources": sources, **as_document(found)}, indent=2, allow_nan=False, ensure_ascii=False)
-    picture = roc_png(found)
+    try:
+        picture = roc_png(found)
+        written = f"{output / 'verification.json'}, {output / 'roc.png'}"
+    except ModuleNotFoundError as error:
+        picture = b""
+        written = f"{output / 'verification.json'}; for roc.png install the package {error.name}"
     write_atomic(output / "verification.json", (document + "\n").encode("utf-8"))
-    write_atomic(output / "roc.png", picture)
-    return f"{summary(found)}\n\nwritten: {output / 'verification.json'}, {output / 'roc.png'}"
+    if picture:
+        write_atomic(output / "roc.png", picture)
+    return f"{summary(found)}\n\nwritten: {written}"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import os
 import re
+import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,14 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import reprolib
+from reprolib import _arithmetic
+
 ROOT = Path(__file__).resolve().parents[1]
+EXTRAS = ("notebooks", "test", "bench", "dev")
+# What is imported under another name than its package's.
+PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "IPython": "ipython"}
+LIBRARY = ("losses", "theory", "data", "evaluation", "models.py", "training.py", "optim.py", "verify.py", "_checks.py")
 HEADLINE = {"jupyterlab", "torch", "torchvision", "matplotlib", "seaborn", "papermill", "nbval"}
 PYTHONS = ("3.10.0", "3.11.2", "3.11.7", "3.12.1", "3.13.0", "3.14.0")
 
@@ -30,8 +41,13 @@ def project() -> dict:
 
 @pytest.fixture(scope="module")
 def requirements(project) -> dict[str, Requirement]:
-    parsed = map(Requirement, project["project"]["dependencies"])
-    return {canonicalize_name(one.name): one for one in parsed}
+    extras = project["project"]["optional-dependencies"]
+    lines = [*project["project"]["dependencies"], *(line for extra in extras.values() for line in extra)]
+    found: dict[str, Requirement] = {}
+    for one in map(Requirement, lines):
+        # a package that two extras ask for is asked for in the same way
+        assert str(found.setdefault(canonicalize_name(one.name), one)) == str(one)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +69,84 @@ def test_conda_environment_asks_for_the_packages_of_pyproject(project, requireme
     assert python == f"python{project['project']['requires-python']}"
     assert pip == "pip"
     options = [line for line in nested["pip"] if line.startswith("-")]
-    assert options == ["--constraint constraints.txt", "--editable ."]
+    assert options == ["--constraint constraints.txt", f"--editable .[{','.join(EXTRAS)}]"]
     named = [Requirement(line) for line in nested["pip"] if not line.startswith("-")]
-    assert {canonicalize_name(one.name): str(one.specifier) for one in named} == {
-        name: str(one.specifier) for name, one in requirements.items()
+    assert {canonicalize_name(one.name): str(one) for one in named} == {
+        name: str(one) for name, one in requirements.items()
     }
+
+
+def imported(*paths: Path, everywhere: bool = True) -> set[str]:
+    """Packages other than Python's own and this one that files import, without `everywhere` when they are loaded."""
+    found: set[str] = set()
+    for path in (file for top in paths for file in ([top] if top.suffix == ".py" else top.rglob("*.py"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree) if everywhere else tree.body:
+            if isinstance(node, ast.Import):
+                found.update(alias.name.split(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                found.add(node.module.split(".")[0])
+    return {PACKAGES.get(name, name) for name in found - set(sys.stdlib_module_names) - {"reprolib", "benchmarks"}}
+
+
+def test_what_is_imported_is_declared(project, requirements):
+    library = {canonicalize_name(Requirement(line).name) for line in project["project"]["dependencies"]}
+    extras = project["project"]["optional-dependencies"]
+    assert tuple(extras) == EXTRAS
+    assert library >= {
+        canonicalize_name(name) for name in imported(*(ROOT / "reprolib" / part for part in LIBRARY), everywhere=False)
+    }
+    notebooks = library | {canonicalize_name(Requirement(line).name) for line in extras["notebooks"]}
+    suite = imported(*(ROOT / "reprolib" / part for part in (*LIBRARY, "plots.py", "experiment", "__main__.py")))
+    assert notebooks >= {canonicalize_name(name) for name in suite}
+    tests = {canonicalize_name(name) for name in imported(ROOT / "tests", ROOT / "conftest.py")}
+    own = {canonicalize_name(path.stem) for path in (ROOT / "tests").rglob("*.py")}
+    assert set(requirements) >= tests - own
+
+
+def test_the_source_distribution_holds_the_repository():
+    manifest = (ROOT / "MANIFEST.in").read_text(encoding="utf-8")
+    for name in ("notebooks", "data_scripts", "reference", "tests", "benchmarks", "conftest.py", "Makefile"):
+        assert name in manifest
+    for name in ("CITATION.cff", "CHANGELOG.md", "CONTRIBUTING.md", "MANIFEST.in", ".pre-commit-config.yaml"):
+        assert (ROOT / name).is_file()
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (reprolib.__version__, "MIT")
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    assert [hook["id"] for repo in hooks["repos"] for hook in repo["hooks"]] == ["ruff", "ruff-format", "mypy"]
+
+
+def test_lines_of_code_are_counted_without_comments_blanks_and_docstrings(tmp_path, capsys):
+    source = '"""Doc\n\nstring."""\n\n# comment\ndef f(x):\n    """Doc."""\n'
+    source += "    y = (\n        x\n    )\n\n    return y  # and so\n"
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "a.py").write_text(source)
+    (tmp_path / "b.py").write_text('TEXT = (\n    "no docstring"\n)\n')
+    count = runpy.run_path(str(ROOT / "tests" / "tools" / "code_lines.py"))
+    assert count["code_lines"](source) == 5
+    assert count["by_room"](tmp_path) == {"room": 5, "b.py": 3}
+
+
+def test_arithmetic_is_asked_for_only_where_the_processor_has_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(_arithmetic.platform, "machine", lambda: "x86_64")
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor : 0\nflags\t\t: fpu sse2 avx2 fma avx512f\n")
+    assert _arithmetic.same_kernels(info) == _arithmetic.SAME_KERNELS
+    for flags in ("fpu sse2 avx", "fpu avx2", ""):
+        info.write_text(f"processor : 0\nflags\t\t: {flags}\n")
+        assert _arithmetic.same_kernels(info) == {}
+    assert _arithmetic.same_kernels(tmp_path / "nosuch") == {}
+    monkeypatch.setattr(_arithmetic.platform, "machine", lambda: "aarch64")
+    info.write_text("processor : 0\nflags\t\t: avx2 fma\n")
+    assert _arithmetic.same_kernels(info) == {}
+
+
+@pytest.mark.skipif(not _arithmetic.same_kernels(), reason="needs Linux and a processor with AVX2")
+def test_the_tests_and_what_they_start_use_these_kernels():
+    import torch
+
+    assert os.environ["ATEN_CPU_CAPABILITY"] == "avx2"
+    assert torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def test_headline_packages_are_required(requirements):
@@ -77,13 +166,17 @@ def test_each_requirement_has_one_exact_pin_that_satisfies_it(requirements, pins
         assert pin.url is None
         versions[canonicalize_name(pin.name)] = specifier.version
     for name, requirement in requirements.items():
+        if requirement.marker is not None and not requirement.marker.evaluate(environment(python)):
+            continue
         assert requirement.specifier.contains(versions[name]), f"{name}=={versions[name]}"
 
 
 def test_the_profiles_are_shipped_with_the_package(project):
     (pattern,) = project["tool"]["setuptools"]["package-data"]["reprolib.experiment"]
     shipped = {path.stem for path in (ROOT / "reprolib" / "experiment").glob(pattern)}
-    assert shipped == {"smoke", "standard", "full", "paper"}
+    assert shipped == {"smoke", "full", "paper"}  # standard is what the notebooks declare
+    for name in project["tool"]["setuptools"]["package-data"]["reprolib"]:
+        assert (ROOT / "reprolib" / name).is_file()
 
 
 def test_nbval_runs_with_the_settings_that_the_notebooks_are_written_for(project):
@@ -112,7 +205,7 @@ def test_continuous_integration_is_make_test():
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize("target", ["reproduce", "test", "lint", "clean"])
+@pytest.mark.parametrize("target", ["reproduce", "test", "test-slow", "lint", "lines", "clean"])
 def test_make_knows_its_targets(target):
     command = ["make", "--dry-run", target]
     dry = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)

@@ -277,7 +277,8 @@ def pick_device() -> torch.device:
     name = os.environ.get("REPROLIB_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        # "meta" makes tensors, but they hold no values.
+        torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"REPROLIB_DEVICE={name!r} cannot be used on this machine") from error
     return device

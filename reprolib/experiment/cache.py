@@ -102,7 +102,10 @@ class RunCache:
         value = _storable(made, f"value of the cached run {name!r}")
         buffer = io.BytesIO()
         torch.save({"key": key.stored, "value": value}, buffer)
-        write_atomically(path, buffer.getvalue())
+        try:
+            write_atomically(path, buffer.getvalue())
+        except OSError as error:
+            print(f"reprolib: this run is not kept: {error}", file=sys.stderr)
         if lines is not None:
             lines.add(key.run, name, config, value)
         return value

@@ -1,13 +1,13 @@
 """Parameters of a notebook: what it declares, what a profile sets, what a user overrides.
 
-A notebook's `parameters` cell holds literals only, those of profile `standard`. The profiles are YAML files
-with a block `defaults` (common to all notebooks) and one block per notebook; all of them have the same keys
-and types.
+A notebook's `parameters` cell holds literals only: they are profile `standard`. The other profiles are YAML files that
+hold differences from it, in a block `defaults` (every notebook) and one block a notebook; `paper` starts from `full`.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import math
 import os
 import re
@@ -16,22 +16,31 @@ from typing import Any
 
 import yaml
 
-from .paths import UsageError, profiles_folder
+from .paths import UsageError, notebooks_folder, profiles_folder
 
 PROFILES = ("smoke", "standard", "full", "paper")
 BASE = "standard"
+# The files that a profile is read from, a later one over an earlier one.
+_LAYERS = {"smoke": ("smoke",), BASE: (), "full": ("full",), "paper": ("full", "paper")}
 _LITERALS = (bool, int, float, str, list, tuple, dict, type(None))
+# torch and numpy take any of them, and JSON keeps them exactly.
+LARGEST_SEED = 2**63 - 1
+# Ten folds with one pair of the same and one of different people in each.
+FEWEST_PAIRS = 20
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of the profiles and of `-p key=value`: 1e-3 is a number, a repeated key an error, a date text."""
+    """YAML of the profiles and of `-p key=value`, with the numbers and truth values of YAML 1.2.
+
+    So 1e-3 is a number, while 1:30 (90 in YAML 1.1), 010 (8), `on` and a date are text; a repeated key is an error.
+    """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (the parent class declares it so)
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":float"))]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rsplit(":", 1)[1] in ("null", "merge")]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         repeated = [key for position, key in enumerate(keys) if key in keys[:position]]
         if repeated:
@@ -39,51 +48,77 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
-    list("-+.0123456789"),
-)
+for _tag, _pattern in (
+    ("bool", r"true|True|TRUE|false|False|FALSE"),
+    ("int", r"[-+]?(?:0|[1-9](?:_?[0-9])*)"),
+    ("float", r"[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)"),
+):
+    _first = list("-+.0123456789tTfF")
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
-def _one_line(error: yaml.YAMLError) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(getattr(error, "problem", None) or error).split())
 
 
 def load_profile(profile: str) -> dict[str, dict[str, Any]]:
-    """The blocks of one profile: `{"defaults": {...}, "01_l2_softmax": {...}, ...}`.
+    """The blocks of one profile file: `{"defaults": {...}, "01_l2_softmax": {...}, ...}`, differences only.
 
     Raises UsageError for an unknown profile and for a file that is not a mapping of mappings.
     """
     if profile not in PROFILES:
         raise UsageError(f"unknown profile {profile!r}; profiles are {', '.join(PROFILES)}")
+    if profile == BASE:
+        return {}
     path = profiles_folder() / f"{profile}.yaml"
     try:
         blocks = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"profile file {path.name} is not valid YAML: {_one_line(error)}") from error
-    if not isinstance(blocks, dict) or "defaults" not in blocks:
-        raise UsageError(f"profile file {path.name} must be a mapping with a block 'defaults'")
+    except OSError as error:
+        raise UsageError(f"profile file {path} cannot be read: {error.strerror}") from error
+    if not isinstance(blocks, dict):
+        raise UsageError(f"profile file {path.name} must be a mapping, got {blocks!r}")
     for name, block in blocks.items():
         if not isinstance(block, dict):
-            raise UsageError(f"block {name!r} of profile file {path.name} must be a mapping, not {block!r}")
+            raise UsageError(f"block {name!r} of profile file {path.name} must be a mapping, got {block!r}")
     return blocks
 
 
 def profile_parameters(notebook: str, profile: str) -> dict[str, Any]:
-    """All parameters of `notebook` in `profile`, `profile` among them; types checked against `standard`."""
-    blocks = load_profile(profile)
-    if notebook not in blocks or notebook == "defaults":
-        known = ", ".join(sorted(set(blocks) - {"defaults"})) or "none"
-        raise UsageError(f"profile {profile!r} has no block for notebook {notebook!r}; its notebooks are: {known}")
-    values = {"profile": profile, **blocks["defaults"], **blocks[notebook]}
-    if profile == BASE:
-        return {name: check_value(name, value, value) for name, value in values.items()}
-    literals = profile_parameters(notebook, BASE)
-    for name in sorted(set(values) ^ set(literals)):
-        where = profile if name in values else BASE
-        raise UsageError(f"parameter {name!r} of {notebook} is set in profile {where!r} only")
-    return {name: check_value(name, values[name], literal) for name, literal in literals.items()}
+    """All parameters of `notebook` in `profile`, `profile` among them; types checked against its parameters cell.
+
+    Raises UsageError for an unknown notebook or profile and for a profile that sets what the notebook does not declare.
+    """
+    literals = notebook_literals(notebook)
+    values = {**literals, "profile": profile}
+    if profile not in PROFILES:
+        raise UsageError(f"unknown profile {profile!r}; profiles are {', '.join(PROFILES)}")
+    for layer in _LAYERS[profile]:
+        blocks = load_profile(layer)
+        changes = {**blocks.get("defaults", {}), **blocks.get(notebook, {})}
+        if unknown := sorted(set(changes) - set(literals) | {"profile"} & set(changes)):
+            raise UsageError(f"profile {layer!r} sets {unknown[0]!r}, which {notebook} does not declare")
+        values |= changes
+    return {name: check_value(name, value, literals[name]) for name, value in values.items()}
+
+
+def notebook_literals(name: str) -> dict[str, Any]:
+    """The parameters that notebook `name` declares, `profile` among them. Raises UsageError if it cannot be read."""
+    path = notebooks_folder() / f"{name}.ipynb"
+    try:
+        declared = declared_parameters(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.ipynb")))
+        found = f"notebooks are {known}" if known else f"notebooks are looked for in {path.parent}, which has none"
+        raise UsageError(f"unknown notebook {name!r}; {found}") from None
+    except UsageError as error:
+        raise UsageError(f"notebook {name}: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
+        raise UsageError(f"notebook {name} cannot be read: {_one_line(error)[:200]}") from error
+    if declared.get("profile") != BASE:
+        raise UsageError(f"notebook {name}: its parameters cell must hold profile = {BASE!r}")
+    return {key: check_value(key, value, value) for key, value in declared.items()}
 
 
 def declared_parameters(notebook: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,20 +152,26 @@ def declared_parameters(notebook: Mapping[str, Any]) -> dict[str, Any]:
 def check_value(name: str, value: Any, literal: Any) -> Any:
     """`value` with the type of the declared `literal`; an int is taken for a float, no other is converted.
 
-    An element of a list must be of a type that the declared list has. Floats must be finite.
-    `seeds` must be distinct integers >= 0 and `dataset` one of the image data sets. Raises UsageError.
+    An element of a list must be of a type that the declared list has. A number must be finite, and positive where the
+    declared ones are (a margin or a class may be 0); a list must not be empty or hold a value twice where the declared
+    one is not and does not. `seeds` must be distinct integers of 0 to 2^63 - 1, `dataset` one of the image data sets,
+    and a number of verification pairs at least 20. Raises UsageError.
     """
     value = _typed(name, value, literal)
     if name == "seeds":
         seeds = value if isinstance(value, list) else []
-        whole = all(type(seed) is int and seed >= 0 for seed in seeds)
+        whole = all(type(seed) is int and 0 <= seed <= LARGEST_SEED for seed in seeds)
         if not seeds or not whole or len(set(seeds)) < len(seeds):
-            raise UsageError(f"parameter 'seeds' must be a list of distinct integers >= 0, not {value!r}")
+            raise UsageError(
+                f"parameter 'seeds' must be a list of distinct integers from 0 to {LARGEST_SEED}, got {value!r}"
+            )
     if name == "dataset":
         from ..data.datasets import NAMES
 
         if value not in NAMES:
-            raise UsageError(f"parameter 'dataset' must be one of {', '.join(NAMES)}, not {value!r}")
+            raise UsageError(f"parameter 'dataset' must be one of {', '.join(NAMES)}, got {value!r}")
+    if name.split("_")[-1] == "pairs" and type(value) is int and value < FEWEST_PAIRS:
+        raise UsageError(f"parameter {name!r} must be at least {FEWEST_PAIRS}, got {value!r}")
     return value
 
 
@@ -142,23 +183,46 @@ def _typed(name: str, value: Any, literal: Any) -> Any:
     wanted = list if isinstance(literal, tuple) else type(literal)
     # A declared None says nothing about the type.
     if literal is not None and type(value) is not wanted:
-        raise UsageError(f"parameter {name!r} must be of type {wanted.__name__}, not {value!r}")
+        raise UsageError(f"parameter {name!r} must be of type {wanted.__name__}, got {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"parameter {name!r} must be finite, not {value!r}")
+        raise UsageError(f"parameter {name!r} must be finite, got {value!r}")
+    if _is_number(value) and _is_number(literal) and literal >= 0:
+        if value < 0:
+            raise UsageError(f"parameter {name!r} must not be negative, got {value!r}")
+        if value == 0 < literal and "margin" not in name:
+            raise UsageError(f"parameter {name!r} must be positive, got {value!r}")
     if isinstance(value, list):
-        return [_typed(name, item, _alike(item, literal)) for item in value]
+        return _typed_list(name, value, literal)
     if isinstance(value, dict):
         return {key: _typed(name, item, (literal or {}).get(key)) for key, item in value.items()}
     if not isinstance(value, _LITERALS):
-        raise UsageError(f"parameter {name!r} must be a plain literal, not {value!r}")
+        raise UsageError(f"parameter {name!r} must be a plain literal, got {value!r}")
     return value
 
 
-def _alike(item: Any, literals: list[Any] | None) -> Any:
-    """The first of `literals` with the type of `item`, else the first float, else the first."""
-    wanted = [type(item), float]
-    ranked = sorted(literals or [None], key=lambda one: wanted.index(type(one)) if type(one) in wanted else 2)
-    return ranked[0]
+def _typed_list(name: str, value: list[Any], literal: Any) -> list[Any]:
+    if literal and not value:
+        raise UsageError(f"parameter {name!r} must be a list of at least one value, got {value!r}")
+    items = [_typed(name, item, _alike(item, literal)) for item in value]
+    if literal and len(set(map(repr, items))) < len(items) and len(set(map(repr, literal))) == len(literal):
+        raise UsageError(f"parameter {name!r} must be a list of distinct values, got {value!r}")
+    return items
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _alike(item: Any, literals: Iterable[Any] | None) -> Any:
+    """The smallest of `literals` with the type of `item`, else the smallest float, else the first of them.
+
+    An integer in a list names a class or an identity, which may be 0.
+    """
+    alike = [one for one in literals or () if type(one) is type(item)]
+    alike = alike or [one for one in literals or () if isinstance(one, float)] or list(literals or [None])
+    if type(alike[0]) is int:
+        return 0
+    return min(alike) if isinstance(alike[0], (float, str)) else alike[0]
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
@@ -167,14 +231,14 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name.isidentifier():
-            raise UsageError(f"a parameter is given as -p name=value, not {pair!r}")
+            raise UsageError(f"a parameter must be given as -p name=value, got {pair!r}")
         if name in overrides:
             raise UsageError(f"parameter {name!r} is given twice")
         if name == "profile":
             raise UsageError("the profile is chosen with --profile, not with -p")
         try:
             overrides[name] = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UsageError(f"the value of parameter {name!r} is not valid YAML: {_one_line(error)}") from error
     return overrides
 

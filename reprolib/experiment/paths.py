@@ -6,9 +6,13 @@ Environment: `REPROLIB_ROOT` (the folder with `notebooks/`), `REPROLIB_RESULTS`,
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+import time
 from pathlib import Path
+
+from ..data.files import write_atomic
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -47,25 +51,34 @@ def profiles_folder() -> Path:
     return _folder("REPROLIB_PROFILES", PACKAGE / "experiment" / "profiles")
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write `content` to `path` so that a reader sees the old file or the whole new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+def unwritable(folder: Path) -> str:
+    """Why no file can be made in `folder`, which is created if it can be; empty if one can."""
+    if folder.exists() and not folder.is_dir():
+        return "Not a directory"
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp makes the file private; results are to be read by whoever may read the folder.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            # A full disk lets an empty file be made.
+            stream.write(bytes(4096))
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write `content` to `path` so that a reader sees the old file or the whole new one, never a part.
+
+    Raises OSError that names `path` and the reason.
+    """
+    try:
+        write_atomic(path, content.encode("utf-8") if isinstance(content, str) else content)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def remove_leftovers(folder: Path, seconds: float = 24 * 3600) -> None:
+    """Remove temporary files of `write_atomically` that a killed process left in `folder` more than `seconds` ago."""
+    for path in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > seconds:
+                path.unlink()

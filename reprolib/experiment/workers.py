@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import joblib
 import torch
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from threadpoolctl import threadpool_limits
 
 from .paths import UsageError
+from .progress import tell
 
 # Each takes almost a gigabyte with torch and a data set.
 MOST_WORKERS = 4
@@ -46,31 +49,45 @@ def use_one_thread(device: torch.device) -> None:
     if device.type == "cpu":
         # Some operations (the backward of x[index]) need to be told to give the same result twice.
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def start_processes(workers: int) -> None:
     """Start the processes of `call_each` in the background, so that they are ready when the first runs are due."""
-    tasks = [joblib.delayed(_prepare)() for _ in range(workers)]
-    threading.Thread(target=_in_processes, args=(tasks, workers), daemon=True).start()
+    threading.Thread(target=_bring_up, args=(workers,), daemon=True).start()
 
 
 def call_each(function: Callable[..., Any], rows: Sequence[tuple[Any, ...]], workers: int) -> None:
     """Call `function(*row)` for each row, up to `workers` at a time, in processes that outlast this call.
 
     What the calls return is dropped. function: may be defined in a notebook; it is sent with all that it names. An
-    exception in a call is raised here.
+    exception in a call is raised here. A worker that is killed, perhaps for lack of memory, ends this early with a
+    line on stderr: the runs that are missing are made where they are asked for, one at a time.
     """
+    began = time.monotonic()
+    name = getattr(function, "__name__", "runs")
+    tell(name, 0, len(rows), 0.0)
     with tempfile.TemporaryDirectory(prefix="reprolib-") as folder:
         # Sent once and not with every row: a notebook's function brings its data set along.
         path = Path(folder, "function.pickle")
         path.write_bytes(cloudpickle.dumps(function))
-        _in_processes([joblib.delayed(_call)(str(path), row) for row in rows], workers)
+        try:
+            calls = _in_processes([joblib.delayed(_call)(str(path), row) for row in rows], workers)
+            for done, _ in enumerate(calls, 1):
+                tell(name, done, len(rows), time.monotonic() - began)
+        except TerminatedWorkerError:
+            print("reprolib: a worker process was killed; its runs are made one at a time", file=sys.stderr)
+        finally:
+            tell(name, len(rows), len(rows), time.monotonic() - began)
 
 
-def _in_processes(tasks: list[Any], workers: int) -> None:
+def _in_processes(tasks: list[Any], workers: int) -> Iterator[Any]:
     with joblib.parallel_config(backend="loky", inner_max_num_threads=1, max_nbytes=None):
-        joblib.Parallel(n_jobs=workers, batch_size=1)(tasks)
+        yield from joblib.Parallel(n_jobs=workers, batch_size=1, return_as="generator_unordered")(tasks)
+
+
+def _bring_up(workers: int) -> None:
+    list(_in_processes([joblib.delayed(_prepare)() for _ in range(workers)], workers))
 
 
 @functools.lru_cache(maxsize=1)

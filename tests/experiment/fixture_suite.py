@@ -40,10 +40,9 @@ print(run.judge("F-1", {"mean": sum(s["sum"] for s in sums) / len(sums)}, seeds=
 ]
 
 PROFILES = {
-    "smoke": "defaults: {dataset: digits, seeds: [0, 1]}\n90_fixture: {rate: 0.25, steps: 1}\n",
-    "standard": "defaults: {dataset: digits, seeds: [0, 1, 2]}\n90_fixture: {rate: 0.5, steps: 3}\n",
-    "full": "defaults: {dataset: mnist, seeds: [0, 1, 2]}\n90_fixture: {rate: 1, steps: 30}\n",
-    "paper": "defaults: {dataset: mnist, seeds: [0, 1, 2]}\n90_fixture: {rate: 1.5, steps: 300}\n",
+    "smoke": "defaults: {seeds: [0, 1]}\n90_fixture: {rate: 0.25, steps: 1}\n",
+    "full": "defaults: {dataset: mnist}\n90_fixture: {rate: 1, steps: 30}\n",
+    "paper": "90_fixture: {rate: 1.5, steps: 300}\n",
 }
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from fixture_suite import CELLS
 
 from reprolib.experiment import parameters
 from reprolib.experiment.parameters import (
@@ -12,7 +13,7 @@ from reprolib.experiment.parameters import (
     resolve,
     with_overrides,
 )
-from reprolib.experiment.paths import UsageError
+from reprolib.experiment.paths import UsageError, notebooks_folder
 
 STANDARD = {"profile": "standard", "dataset": "digits", "seeds": [0, 1, 2], "rate": 0.5, "steps": 3}
 SMOKE = {"profile": "smoke", "dataset": "digits", "seeds": [0, 1], "rate": 0.25, "steps": 1}
@@ -27,20 +28,34 @@ def notebook(source: str) -> dict:
 
 
 @pytest.mark.parametrize("profile", parameters.PROFILES)
-def test_shipped_profiles_have_the_same_keys_and_types(profile, monkeypatch):
+def test_shipped_profiles_fit_the_notebooks_and_hold_differences_only(profile, monkeypatch):
     monkeypatch.delenv("REPROLIB_PROFILES", raising=False)
+    notebooks = {path.stem for path in notebooks_folder().glob("*.ipynb")}
     blocks = parameters.load_profile(profile)
-    assert set(blocks) == set(parameters.load_profile("standard"))
-    for name in set(blocks) - {"defaults"}:
-        values = profile_parameters(name, profile)
+    assert set(blocks) - {"defaults"} <= notebooks
+    below = "full" if profile == "paper" else "standard"
+    for name in notebooks:
+        values, start = profile_parameters(name, profile), profile_parameters(name, below)
         assert values["profile"] == profile
-        standard = profile_parameters(name, "standard")
-        assert {key: type(value) for key, value in values.items()} == {k: type(v) for k, v in standard.items()}
+        assert {key: type(value) for key, value in values.items()} == {k: type(v) for k, v in start.items()}
+        start |= blocks.get("defaults", {})
+        for key, value in blocks.get(name, {}).items():
+            assert start[key] != value, f"{key} of {name} is no difference"
 
 
 def test_smoke_has_two_seeds_so_that_a_standard_deviation_exists(monkeypatch):
     monkeypatch.delenv("REPROLIB_PROFILES", raising=False)
     assert len(parameters.load_profile("smoke")["defaults"]["seeds"]) >= 2
+
+
+def test_standard_is_the_parameters_cell_and_paper_starts_from_full(suite):
+    assert profile_parameters("90_fixture", "standard") == STANDARD
+    assert profile_parameters("90_fixture", "smoke") == SMOKE
+    full = {**STANDARD, "profile": "full", "dataset": "mnist", "rate": 1.0, "steps": 30}
+    assert profile_parameters("90_fixture", "full") == full
+    assert profile_parameters("90_fixture", "paper") == {**full, "profile": "paper", "rate": 1.5, "steps": 300}
+    (suite.root / "profiles" / "smoke.yaml").write_text("{}\n", encoding="utf-8")
+    assert profile_parameters("90_fixture", "smoke") == {**STANDARD, "profile": "smoke"}
 
 
 def test_profile_parameters_convert_an_int_of_the_profile_to_the_float_of_the_standard(suite):
@@ -52,26 +67,22 @@ def test_profile_parameters_convert_an_int_of_the_profile_to_the_float_of_the_st
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("defaults: {}\n90_fixture: {rate: 1.0, steps: 2, rte: 3}\n", "'rte'|'dataset'|'seeds'"),
-        ("defaults: {dataset: digits, seeds: [0]}\n90_fixture: {rate: 1.0}\n", "'steps'.*'standard' only"),
-        (
-            "defaults: {dataset: digits, seeds: [0]}\n90_fixture: {rate: x, steps: 2}\n",
-            "'rate' must be of type float",
-        ),
-        ("defaults: {dataset: digits, seeds: [0]}\n90_fixture: {rate: .nan, steps: 2}\n", "finite"),
-        ("defaults: {dataset: digits, seeds: [0, 0]}\n90_fixture: {rate: 1.0, steps: 2}\n", "distinct"),
-        (
-            "defaults: {dataset: digit, seeds: [0]}\n90_fixture: {rate: 1.0, steps: 2}\n",
-            "mnist, fashion_mnist, digits",
-        ),
-        ("defaults: {dataset: digits, dataset: mnist, seeds: [0]}\n90_fixture: {}\n", "given twice"),
-        ("defaults: {dataset: digits, seeds: [0]}\n", "no block for notebook '90_fixture'"),
+        ("90_fixture: {rte: 3}\n", "sets 'rte', which 90_fixture does not declare"),
+        ("defaults: {rte: 3}\n", "sets 'rte', which 90_fixture does not declare"),
+        ("defaults: {profile: full}\n", "sets 'profile'"),
+        ("90_fixture: {rate: x}\n", "'rate' must be of type float"),
+        ("90_fixture: {rate: .nan}\n", "finite"),
+        ("90_fixture: {rate: -1.0}\n", "must not be negative"),
+        ("90_fixture: {steps: 0}\n", "must be positive"),
+        ("defaults: {seeds: [0, 0]}\n", "distinct"),
+        ("defaults: {dataset: digit}\n", "mnist, fashion_mnist, digits"),
+        ("defaults: {dataset: digits, dataset: mnist}\n", "given twice"),
         ("defaults: {dataset: digits\n", "not valid YAML"),
-        ("90_fixture: {rate: 1.0}\n", "block 'defaults'"),
-        ("defaults: {}\n90_fixture: 3\n", "must be a mapping"),
+        ("- 1\n", "must be a mapping"),
+        ("90_fixture: 3\n", "must be a mapping"),
     ],
 )
-def test_a_profile_that_differs_in_keys_or_types_is_refused(suite, text, message):
+def test_a_profile_that_does_not_fit_the_notebook_is_refused(suite, text, message):
     (suite.root / "profiles" / "smoke.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match=message) as caught:
         profile_parameters("90_fixture", "smoke")
@@ -81,10 +92,22 @@ def test_a_profile_that_differs_in_keys_or_types_is_refused(suite, text, message
 def test_unknown_profile_and_notebook_are_refused(suite):
     with pytest.raises(UsageError, match="unknown profile 'nosuch'; profiles are smoke, standard, full, paper"):
         profile_parameters("90_fixture", "nosuch")
-    with pytest.raises(UsageError, match=r"'91_other'.*90_fixture"):
-        profile_parameters("91_other", "standard")
-    with pytest.raises(UsageError, match="'defaults'"):
-        profile_parameters("defaults", "standard")
+    for name in ("91_other", "defaults"):
+        with pytest.raises(UsageError, match=f"unknown notebook '{name}'; notebooks are 90_fixture"):
+            profile_parameters(name, "standard")
+    (suite.root / "profiles" / "smoke.yaml").unlink()
+    with pytest.raises(UsageError, match=r"profile file .*smoke.yaml cannot be read"):
+        profile_parameters("90_fixture", "smoke")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    ["profile = 'smoke'\nrate = 0.5", "rate = 0.5", "profile = 'standard'\nrate = 1e999", "profile = = 1"],
+)
+def test_a_parameters_cell_that_is_no_standard_profile_is_refused(suite, parameters):
+    suite.write(parameters, CELLS)
+    with pytest.raises(UsageError, match=r"notebook 90_fixture|finite"):
+        profile_parameters("90_fixture", "standard")
 
 
 def test_declared_parameters_reads_literals():
@@ -118,7 +141,9 @@ def test_declared_parameters_needs_exactly_one_cell():
         ([1, 2], [0.5], [1.0, 2.0]),
         ([1, "learned", 2.5], [1, 2.5, "learned"], [1, "learned", 2.5]),
         ((1, 2), [0], [1, 2]),
-        ([], [1], []),
+        ([], [], []),
+        ([0], [7, 8], [0]),
+        ([0.0, 0.5], [0.0, 1.0], [0.0, 0.5]),
         (True, False, True),
         ({"a": 1}, {"a": 0.5}, {"a": 1.0}),
         ("anything", None, "anything"),
@@ -147,6 +172,16 @@ def test_check_value_accepts(value, literal, expected):
         (float("inf"), 1.0),
         (None, 1.0),
         (object(), None),
+        # where the declared ones are positive, distinct or not empty
+        (0, 3),
+        (-1, 3),
+        (0.0, 0.5),
+        (-0.5, 0.0),
+        ([], [1]),
+        ([-1], [1]),
+        ([0.0], [0.5, 1.0]),
+        ([0.5, 0.5], [0.5, 1.0]),
+        ([0.1, -0.1], [0.0, 0.1]),
     ],
 )
 def test_check_value_refuses(value, literal):
@@ -154,10 +189,28 @@ def test_check_value_refuses(value, literal):
         check_value("x", value, literal)
 
 
-@pytest.mark.parametrize("seeds", [[], [0, 0], [-1], [0.0], [True], "0"])
+@pytest.mark.parametrize("seeds", [[], [0, 0], [-1], [0.0], [True], "0", [2**63], [99999999999999999999]])
 def test_seeds_are_distinct_integers(seeds):
     with pytest.raises(UsageError, match="seeds"):
         check_value("seeds", seeds, [0])
+
+
+def test_every_seed_that_is_taken_can_seed_everything():
+    from reprolib.experiment.cache import seed_everything, seeded
+
+    for seed in check_value("seeds", [0, 2**32, parameters.LARGEST_SEED], [0]):
+        with seeded(seed):
+            seed_everything(seed)
+
+
+def test_a_margin_may_be_zero_and_pairs_must_fill_ten_folds():
+    assert check_value("toy_margins", [0.0, 0.5], [0.3]) == [0.0, 0.5]
+    assert check_value("margin", 0, 0.5) == 0.0
+    assert check_value("verification_pairs", 20, 6000) == 20
+    for name in ("pairs", "verify_pairs", "verification_pairs"):
+        for few in (0, 1, 19):
+            with pytest.raises(UsageError, match=f"parameter '{name}' must be"):
+                check_value(name, few, 6000)
 
 
 def test_overrides_are_read_as_yaml():
@@ -173,7 +226,24 @@ def test_overrides_are_read_as_yaml():
     }
 
 
-@pytest.mark.parametrize("pairs", [["epochs"], ["=2"], ["a b=2"], ["a=1", "a=2"], ["profile=smoke"], ["a=[1"]])
+@pytest.mark.parametrize("text", ["1:30", "1:30:00", "1_", "010", "0b1", "on", "yes", "2020-01-01"])
+def test_yaml_1_1_makes_no_number_or_truth_value_of_text(text):
+    assert parse_overrides([f"x={text}"]) == {"x": text}
+    assert parse_overrides([f"x=[{text}]"]) == {"x": [text]}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0", 0), ("-3", -3), ("1_000", 1000), ("+1.5", 1.5), ("1e3", 1000.0), ("False", False), ("~", None), ("", None)],
+)
+def test_yaml_numbers_and_truth_values(text, value):
+    parsed = parse_overrides([f"x={text}"])["x"]
+    assert (parsed, type(parsed)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    "pairs", [["epochs"], ["=2"], ["a b=2"], ["a=1", "a=2"], ["profile=smoke"], ["a=[1"], ["a=" + "9" * 5000]]
+)
 def test_malformed_overrides_are_refused_in_one_line(pairs):
     with pytest.raises(UsageError) as caught:
         parse_overrides(pairs)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import nbformat
@@ -14,7 +17,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from reprolib.experiment import kernel, runner
 from reprolib.experiment.kernel import NotebookFailed, kernel_manager_class
-from reprolib.experiment.paths import UsageError
+from reprolib.experiment.paths import UsageError, remove_leftovers, unwritable, write_atomically
 from reprolib.experiment.runner import find_notebooks, prepare, resolve_profile, run_notebooks
 
 STANDARD = [
@@ -34,16 +37,16 @@ def fake(monkeypatch):
     """Replaces the kernel: writes a record and gives the notebook back, or fails as told."""
     calls = []
 
-    def execute(name, notebook, injected, profile, staging, data, cores):
+    def execute(name, notebook, injected, profile, staging, kernels):
         calls.append(dict(injected))
-        fake.cores = cores
+        fake.kernels = kernels
         if fake.failure:
             nbformat.write(notebook, staging / "executed.ipynb")
             raise NotebookFailed(fake.failure)
         parameters = {**fake.parameters[profile], **{k: v for k, v in injected.items() if k != "profile"}}
         check = {"id": "a", "passed": True}
         claim = {"id": "b", "verdict": "inconclusive"}
-        document = {"parameters": parameters, "seconds": 2.0, "checks": [check], "claims": [claim]}
+        document = {"notebook": name, "parameters": parameters, "seconds": 2.0, "checks": [check], "claims": [claim]}
         (staging / profile).mkdir()
         (staging / profile / f"{name}.json").write_text(json.dumps(document))
         ran = nbformat.reads(nbformat.writes(notebook), as_version=4)
@@ -59,15 +62,42 @@ def fake(monkeypatch):
     fake.parameters = {
         "standard": {"profile": "standard", "dataset": "digits", "seeds": [0, 1, 2], "rate": 0.5, "steps": 3},
         "smoke": {"profile": "smoke", "dataset": "digits", "seeds": [0, 1], "rate": 0.25, "steps": 1},
+        "full": {"profile": "full", "dataset": "mnist", "seeds": [0, 1, 2], "rate": 1.0, "steps": 30},
     }
     monkeypatch.setattr(runner, "execute", execute)
     return fake
 
 
 @pytest.mark.parametrize("name", ["90", "90_fixture", "90_fixture.ipynb", "notebooks/90_fixture.ipynb"])
-def test_a_notebook_has_three_names(suite, name):
+def test_a_notebook_has_three_names_from_any_folder(suite, name):
     assert find_notebooks([name]) == {NAME: suite.path}
     assert find_notebooks([]) == {NAME: suite.path}
+
+
+def test_a_path_must_lead_to_the_notebook_itself(suite, tmp_path, monkeypatch):
+    monkeypatch.chdir(suite.root)
+    mine = suite.root / "mine"
+    mine.mkdir()
+    shutil.copy(suite.path, mine)
+    (mine / "link.ipynb").symlink_to(suite.path)
+    for name in (str(suite.path), "notebooks/90_fixture.ipynb", "./notebooks/../notebooks/90_fixture.ipynb"):
+        assert find_notebooks([name]) == {NAME: suite.path}
+    (mine / "linked").symlink_to(suite.path.parent)
+    assert find_notebooks(["mine/linked/90_fixture.ipynb"]) == {NAME: suite.path}
+    for name in ("mine/90_fixture.ipynb", "/no/such/folder/90_fixture.ipynb", "mine/90_fixture", "nosuch/90"):
+        with pytest.raises(UsageError, match=r"is not one of the notebooks in .*notebooks"):
+            find_notebooks([name])
+    # a copy in the working directory has a path, too
+    monkeypatch.chdir(mine)
+    with pytest.raises(UsageError, match="is not one of the notebooks"):
+        find_notebooks(["90_fixture.ipynb"])
+    assert find_notebooks(["90_fixture"]) == {NAME: suite.path}
+
+
+def test_without_notebooks_it_says_what_is_needed(suite):
+    suite.path.unlink()
+    with pytest.raises(UsageError, match=r"there is no notebook in .*; to run them, clone the repository"):
+        find_notebooks([])
 
 
 def test_an_unknown_or_ambiguous_notebook_is_refused(suite):
@@ -121,15 +151,6 @@ def test_wrong_input_is_refused_before_anything_is_written(suite, fake, profile,
     assert fake.calls == []
 
 
-@pytest.mark.parametrize(
-    "cell", [PARAMETERS.replace("0.5", "0.6"), PARAMETERS + "\nmore = 1", PARAMETERS.replace("steps = 3", "")]
-)
-def test_a_parameters_cell_that_differs_from_the_standard_profile_is_refused(suite, cell):
-    suite.write(cell, CELLS)
-    with pytest.raises(UsageError, match="differs from profile 'standard'"):
-        prepare([], "standard", {})
-
-
 def test_a_file_that_is_no_notebook_is_refused(suite):
     for text in (
         "no json",
@@ -162,9 +183,10 @@ def test_every_change_makes_it_run_again(suite, fake, monkeypatch):
     assert [calls(), calls()] == [1, 1]
     suite.write(PARAMETERS, [*CELLS, "1 + 1"])
     assert [calls(), calls()] == [2, 2]
-    (suite.root / "data" / "a.bin").write_bytes(b"1")
+    # digits is the parameter `dataset` of this notebook
+    (suite.root / "data" / "digits.bin").write_bytes(b"1")
     assert [calls(), calls()] == [3, 3]
-    (suite.root / "data" / "a.bin").write_bytes(b"12")
+    (suite.root / "data" / "digits.bin").write_bytes(b"12")
     assert [calls(), calls()] == [4, 4]
     record_path = suite.results / "standard" / f"{NAME}.json"
     record_path.write_text(record_path.read_text() + " ")
@@ -177,6 +199,49 @@ def test_every_change_makes_it_run_again(suite, fake, monkeypatch):
     assert [calls(), calls()] == [8, 8]
     run_notebooks([], "standard", {"steps": 4})
     assert [calls(), calls()] == [10, 10]
+
+
+def state(suite, **parameters) -> list:
+    job = prepare([], "standard", parameters)[0]
+    return [entry[0] for entry in runner.data_state(suite.root / "data", job)]
+
+
+def test_only_the_data_sets_that_a_notebook_names_count(suite):
+    files = ["digits/a", "digits/deep/b", "digits/.c.12-ab.part", "orl/a", "lfw/a", "casia/a", "fashion_mnist/a"]
+    files += ["mnist/t10k", "cifar-10-batches-bin/a", "README.md", ".hidden/a"]
+    for name in files:
+        path = suite.root / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"1")
+    assert state(suite) == ["digits/a", "digits/deep/b"]
+    assert state(suite, dataset="mnist") == ["mnist/t10k"]
+    assert "fashion_mnist/a" in state(suite, dataset="fashion_mnist")
+    suite.write(PARAMETERS, [*CELLS, "from reprolib.data import load_orl, load_cifar10"])
+    assert state(suite) == ["cifar-10-batches-bin/a", "digits/a", "digits/deep/b", "orl/a"]
+    suite.write(PARAMETERS + '\nfolder = "somewhere/casia"', CELLS)
+    assert state(suite) == ["casia/a", "digits/a", "digits/deep/b"]
+
+
+def test_a_file_that_vanishes_meanwhile_is_no_error(suite):
+    folder, stop = suite.root / "data" / "digits", threading.Event()
+    folder.mkdir()
+
+    def another_run_fetches():
+        while not stop.is_set():
+            (folder / ".a.part").write_bytes(b"1")
+            (folder / ".a.part").replace(folder / "a")
+            (folder / "a").unlink()
+
+    job = prepare([], "standard", {})[0]
+    thread = threading.Thread(target=another_run_fetches)
+    thread.start()
+    try:
+        found = {tuple(map(tuple, runner.data_state(suite.root / "data", job))) for _ in range(3000)}
+    finally:
+        stop.set()
+        thread.join()
+    assert len(found) > 1  # seen with the file and without it
+    assert runner.data_state(suite.root / "nosuch", job) == []
 
 
 def test_a_package_that_changes_during_the_run_makes_the_result_stale(suite, fake, monkeypatch):
@@ -241,12 +306,189 @@ def test_a_notebook_that_writes_no_record_or_ran_otherwise_fails(suite, fake):
     assert suite.files() == STANDARD[:1]
 
 
+def test_a_results_folder_that_cannot_be_written_is_found_before_a_kernel_starts(suite, fake):
+    suite.results.write_text("a file")
+    with pytest.raises(OSError, match=r"the results folder .* cannot be written to: Not a directory"):
+        run_notebooks([], "standard")
+    assert fake.calls == []
+
+
+def test_a_result_that_is_there_needs_no_folder_that_can_be_written(suite, fake, monkeypatch):
+    run_notebooks([], "standard")
+    monkeypatch.setattr(runner, "unwritable", lambda folder: "Read-only file system")
+    (outcome,) = run_notebooks([], "standard")
+    assert outcome.status == "cached"
+    with pytest.raises(OSError, match="Read-only file system"):
+        run_notebooks([], "standard", force=True)
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(suite, fake, capsys):
+    suite.cache.write_text("a file")
+    (outcome,) = run_notebooks([], "standard")
+    assert outcome.status == "run"
+    warning = capsys.readouterr().err
+    assert warning == f"the cache {suite.cache} cannot be written to (Not a directory); the trained runs are not kept\n"
+    assert fake.kernels.cache is None
+
+
+def test_a_full_disk_at_the_end_names_the_notebook_and_stops_no_other(suite, fake, monkeypatch, capsys):
+    other, real = with_another(suite), runner.write_atomically
+
+    def full(path, content):
+        if path.name == f"{NAME}.json":
+            raise OSError(f"{path} cannot be written: No space left on device")
+        real(path, content)
+
+    monkeypatch.setattr(runner, "write_atomically", full)
+    outcomes = run_notebooks([], "standard")
+    assert [(outcome.name, outcome.status) for outcome in outcomes] == [(NAME, "failed"), (other, "run")]
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"{NAME}: its result is not stored: ") and first.endswith("No space left on device")
+    assert last == f"failed: {NAME}"
+    assert not list((suite.results / "standard").glob(f"{NAME}.*"))
+
+
+def test_a_disk_that_takes_no_more_leaves_the_old_file_whole(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "record.json"
+    write_atomically(path, "old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"record.json cannot be written: File too large"):
+            write_atomically(path, bytes(10_000))
+        reason = unwritable(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert reason == "File too large"
+    assert unwritable(tmp_path) == ""
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path):
+    old, new, other = (tmp_path / name for name in (".a.json.x1.part", ".b.json.x2.part", "c.part"))
+    for path in (old, new, other):
+        path.touch()
+    os.utime(old, (0, 0))
+    os.utime(other, (0, 0))
+    remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == [new, other]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".ipynb", ".key"])
+def test_a_truncated_result_is_made_again(suite, fake, suffix):
+    run_notebooks([], "standard")
+    path = suite.results / "standard" / f"{NAME}{suffix}"
+    whole = path.read_bytes()
+    for part in (whole[: len(whole) // 2], b"", b"\xff"):
+        path.write_bytes(part)
+        before = len(fake.calls)
+        (outcome,) = run_notebooks([], "standard")
+        assert (outcome.status, len(fake.calls)) == ("run", before + 1)
+    path.unlink()
+    path.mkdir()
+    (outcome,) = run_notebooks([], "standard")
+    assert outcome.status == "failed"
+    assert "its result is not stored" in outcome.message
+
+
+def test_two_runners_on_one_folder_leave_no_mixture_that_counts_as_done(suite, fake, monkeypatch):
+    real, second = runner.write_atomically, []
+
+    def interleaved(path, content):
+        real(path, content)
+        if path.suffix == ".json" and not second:
+            # between the record and the executed copy of the first runner a second one stores all of its own
+            second.append(path)
+            monkeypatch.setitem(fake.parameters["standard"], "noise", 1)
+            job = prepare([], "standard", {})[0]
+            monkeypatch.setattr(runner, "finished_record", lambda job, staging: real_record(job, staging, b" "))
+            assert runner.run_job(job, suite.results, fake.kernels, force=True).status == "run"
+
+    def real_record(job, staging, more=b""):
+        return (staging / "standard" / f"{job.name}.json").read_bytes() + more
+
+    monkeypatch.setattr(runner, "finished_record", real_record)
+    monkeypatch.setattr(runner, "write_atomically", interleaved)
+    run_notebooks([], "standard")
+    monkeypatch.setattr(runner, "write_atomically", real)
+    assert second
+    before = len(fake.calls)
+    (outcome,) = run_notebooks([], "standard")
+    assert (outcome.status, len(fake.calls)) == ("run", before + 1)
+
+
+def test_claims_are_compared_with_the_committed_record(suite, fake, monkeypatch, capsys):
+    import types
+
+    compared = []
+
+    def compare(document, reference):
+        compared.append((document["seconds"], reference["seconds"]))
+        return "1 of 1 claims as in the reference"
+
+    module = types.ModuleType("reprolib.experiment.reference")
+    module.compare, module.comparison_view = compare, lambda comparisons: f"the table of {len(comparisons)}"
+    module.load_reference = lambda name, profile: json.loads(path.read_text())
+    monkeypatch.setitem(sys.modules, "reprolib.experiment.reference", module)
+    run_notebooks([], "standard")
+    assert "as in the reference" not in capsys.readouterr().out
+    path = suite.root / "reference" / "standard" / f"{NAME}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({**record(suite), "seconds": 7.0}))
+    for options in ({"force": True}, {}):
+        run_notebooks([], "standard", **options)
+        printed = capsys.readouterr().out
+        assert printed.endswith(f"\n\nthe table of 1\n\n{NAME}: 1 of 1 claims as in the reference\n")
+    assert compared == [(2.0, 7.0)] * 2
+    # other parameters are another experiment
+    run_notebooks([], "standard", {"steps": 4})
+    assert len(compared) == 2
+
+
+def test_an_interruption_stops_every_kernel_and_stores_nothing(suite, fake, monkeypatch):
+    with_another(suite)
+    waiting = threading.Barrier(2, timeout=60)
+
+    def execute(name, notebook, injected, profile, staging, kernels):
+        nbformat.write(notebook, staging / "executed.ipynb")
+        if waiting.wait() == 0:
+            raise KeyboardInterrupt  # as if the signal came now
+        limit = time.monotonic() + 60
+        while not kernels.stopped:
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        raise NotebookFailed("the kernel died")
+
+    before = suite.files()
+    monkeypatch.setattr(runner, "execute", execute)
+    with pytest.raises(KeyboardInterrupt):
+        run_notebooks([], "standard", at_once=2)
+    assert suite.files() == before
+
+
+def test_kernels_that_start_while_all_are_stopped_are_stopped_too(tmp_path):
+    started = [subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(3)]
+    kernels = kernel.Kernels(tmp_path, None, tmp_path, 1)
+    for process in started[:2]:
+        kernels.started(tmp_path / str(process.pid), process.pid)
+    kernels.ended(tmp_path / str(started[0].pid))
+    try:
+        kernels.stop()
+        kernels.started(tmp_path, started[2].pid)
+        assert [process.wait(timeout=10) for process in started[1:]] == [-9, -9]
+        assert started[0].poll() is None
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
 def with_another(suite, name="91_other"):
     """A second notebook in the suite, the same under another name."""
     text = suite.path.read_text(encoding="utf-8")
     suite.path.with_name(f"{name}.ipynb").write_text(text.replace(NAME, name), encoding="utf-8")
-    profile = suite.root / "profiles" / "standard.yaml"
-    profile.write_text(profile.read_text() + f"{name}: {{rate: 0.5, steps: 3}}\n")
     return name
 
 
@@ -278,7 +520,7 @@ def test_notebooks_at_once_are_reported_in_order_and_one_failure_stops_no_other(
     outcomes = run_notebooks([], "standard", at_once=2)
     assert [(outcome.name, outcome.status) for outcome in outcomes] == [(NAME, "failed"), (other, "run")]
     printed = capsys.readouterr()
-    assert printed.err == f"{NAME}: cell [1] failed\n"
+    assert printed.err == f"{NAME}: cell [1] failed\nfailed: {NAME}\n"
     assert printed.out.splitlines()[0].startswith(f"{other}: 1 checks passed")
 
 
@@ -304,11 +546,11 @@ def test_notebooks_at_once_give_the_same_records(suite, tmp_path, monkeypatch):
 def test_notebooks_at_once_share_the_cores(suite, fake, monkeypatch, at_once, cores):
     monkeypatch.setattr(runner.joblib, "cpu_count", lambda: 6)
     run_notebooks([], "standard", at_once=at_once)
-    assert fake.cores == cores
+    assert fake.kernels.cores == cores
 
 
 def test_no_notebook_at_once_is_refused(suite, fake):
-    with pytest.raises(UsageError, match="at least one notebook has to run at once, not 0"):
+    with pytest.raises(UsageError, match="must be at least 1, got 0"):
         run_notebooks([], "standard", at_once=0)
     assert suite.files() == STANDARD[:1]
 
@@ -328,6 +570,19 @@ def test_save_outputs_changes_outputs_and_nothing_else(suite, fake):
     run_notebooks([], "standard", save_outputs=True)
     assert suite.path.read_text(encoding="utf-8") == text
     assert len(fake.calls) == 1
+
+
+def test_outputs_of_full_are_saved_on_any_device(suite, fake):
+    run_notebooks([], "full")
+    committed = suite.root / "reference" / "full" / f"{NAME}.json"
+    assert fake.kernels.lines == suite.results and not committed.exists()
+    run_notebooks([], "full", save_outputs=True, force=True)
+    assert fake.kernels.lines == suite.root / "reference"
+    assert json.loads(committed.read_text()) == record(suite, "full")
+    committed.unlink()
+    run_notebooks([], "full", save_outputs=True)  # from the unchanged result
+    assert json.loads(committed.read_text()) == record(suite, "full")
+    assert nbformat.read(suite.path, as_version=4).cells[1].outputs[0].text == "cell 1\n"
 
 
 @pytest.mark.parametrize(("profile", "overrides"), [("smoke", {}), ("standard", {"steps": 4})])
@@ -416,6 +671,21 @@ def test_a_bare_papermill_call_refuses_an_unknown_parameter(suite):
     with pytest.raises(PapermillExecutionError, match="unknown parameter 'nosuch' of 90_fixture"):
         papermill.execute_notebook(str(suite.path), str(output), parameters={"nosuch": 1}, **options)
     assert not suite.results.exists()
+
+
+def test_kernels_take_no_ports_that_two_could_pick(tmp_path):
+    names = set()
+    for k in range(3):
+        folder = tmp_path / str(k)
+        folder.mkdir()
+        manager = kernel_manager_class({}, folder)()
+        assert manager.transport == "ipc"
+        names.add(manager.ip)
+        assert Path(manager.connection_file).parent == folder
+    assert len(names) == 3
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    assert kernel_manager_class({}, deep)().transport == "tcp"  # the path of a socket is short
 
 
 def test_the_kernel_is_this_interpreter_with_this_package(suite):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from reprolib import experiment
-from reprolib.experiment import UsageError
+from reprolib.experiment import UsageError, progress
 from reprolib.experiment.cache import RunCache
 from reprolib.experiment.workers import worker_count
 
@@ -172,6 +173,83 @@ call_each(work, [(0,), (1,)], 2)
     while any(map(alive, workers)):
         assert time.monotonic() < limit, workers
         time.sleep(0.1)
+
+
+def test_a_worker_that_is_killed_costs_time_and_no_result(tmp_path, monkeypatch, capsys):
+    space = notebook(monkeypatch, tmp_path / "cache", workers=2)
+    marker = tmp_path / "killed"
+    fragile = f"""
+import pathlib, signal
+
+def fragile(seed):
+    def compute():
+        marker = pathlib.Path({str(marker)!r})
+        if os.getpid() != {os.getpid()} and seed == 1 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {{"seed": seed}}
+
+    return run.cached("fragile", {{"seed": seed}}, compute)
+"""
+    exec(fragile, space)
+    space["run"].ahead(space["fragile"], range(3))
+    assert marker.exists()
+    assert "a worker process was killed; its runs are made one at a time" in capsys.readouterr().err
+    assert [space["fragile"](seed)["seed"] for seed in range(3)] == [0, 1, 2]
+    # and the next table has workers again
+    space["run"].ahead(space["trained_run"], [(1.0, 0), (1.0, 1)])
+    assert os.getpid() not in {space["trained_run"](1.0, seed)["process"] for seed in range(2)}
+
+
+def test_progress_is_told_to_a_file_and_to_nobody_on_the_page(tmp_path, monkeypatch, capsys):
+    told = []
+    monkeypatch.setattr("reprolib.experiment.workers.tell", lambda *state: told.append(state[:3]))
+    space = notebook(monkeypatch, tmp_path / "cache", workers=2)
+    capsys.readouterr()
+    space["run"].ahead(space["trained_run"], [(1.0, 0), (1.0, 1), (1.0, 2)])
+    assert told[:4] == [("trained_run", done, 3) for done in range(4)]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_in_a_terminal_is_one_line_and_in_a_log_one_a_minute(tmp_path, monkeypatch):
+    path = tmp_path / "progress.json"
+    monkeypatch.setenv(progress.VARIABLE, str(path))
+    assert progress.state(path) == ""
+    progress.tell("face_run", 0, 12, 0.0)
+    assert progress.state(path) == "face_run 0 of 12 runs"
+    progress.tell("face_run", 3, 12, 90.0)
+    assert progress.state(path) == "face_run 3 of 12 runs, 4 min left"  # 30 s a run, 9 runs left
+    path.with_name("other.json").write_text("[half")
+    assert progress.state(path.with_name("other.json")) == ""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    shown, log = Terminal(), io.StringIO()
+    clock = {"now": 1000.0}
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock["now"])
+    displays = [progress.Display(shown), progress.Display(log)]
+    for display in displays:
+        display.files["04_cosface"] = (path, 1000.0)
+        display.files["05_arcface"] = (tmp_path / "nosuch", 995.0)
+        display.show()
+        clock["now"] = 1061.0
+        display.show()
+        display.show()
+        clock["now"] = 1000.0
+    assert log.getvalue() == "04_cosface: face_run 3 of 12 runs, 4 min left\n"
+    first = shown.getvalue().split("\r\x1b[K")[1]
+    assert first == "04_cosface: face_run 3 of 12 runs, 4 min left | 05_arcface: 5 s"[: len(first)]
+    assert "\n" not in shown.getvalue()
+    displays[0].clear()
+    assert shown.getvalue().endswith("\r\x1b[K")
+    progress.tell("face_run", 12, 12, 360.0)
+    assert progress.state(path) == ""
+    monkeypatch.delenv(progress.VARIABLE)
+    path.unlink()
+    progress.tell("face_run", 1, 12, 90.0)
+    assert not path.exists()
 
 
 def test_looking_for_stored_runs_computes_nothing_and_moves_no_generator(tmp_path):

@@ -42,9 +42,8 @@ def texts(cell: nbformat.NotebookNode) -> list[str]:
     return shown
 
 
-def test_profiles_and_notebooks_are_the_same_set():
-    blocks = set(load_profile("standard")) - {"defaults"}
-    assert {path.stem for path in NOTEBOOKS} == blocks
+def test_every_notebook_has_a_smoke_profile_of_its_own():
+    assert {path.stem for path in NOTEBOOKS} == set(load_profile("smoke")) - {"defaults"}
     assert NOTEBOOKS
 
 
