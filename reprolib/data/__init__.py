@@ -6,7 +6,8 @@ from reprolib.data.faces import FaceDataset, load_orl
 from reprolib.data.fetching import data_root
 from reprolib.data.files import DataCorrupted, DataUnavailable
 from reprolib.data.lfw import LfwDataset, lfw_pairs, load_lfw
-from reprolib.data.recordio import FaceRecords, write_records
+from reprolib.data.facesets import FaceFolder, FaceImages, FaceRecords, open_faces
+from reprolib.data.recordio import write_records
 from reprolib.data.sampling import CoupleSampler, PKSampler, balanced_subset, class_split, genuine_impostor_pairs
 from reprolib.data.splits import fold_split, people_by_fold, people_outside_pairs, rotation_split, rotations
 
@@ -15,6 +16,8 @@ __all__ = [
     "DataCorrupted",
     "DataUnavailable",
     "FaceDataset",
+    "FaceFolder",
+    "FaceImages",
     "FacePairs",
     "FaceRecords",
     "ImageDataset",
@@ -32,6 +35,7 @@ __all__ = [
     "load_facebin",
     "load_lfw",
     "load_orl",
+    "open_faces",
     "people_by_fold",
     "people_outside_pairs",
     "rotation_split",
