@@ -29,7 +29,15 @@ from torch.utils.data import Dataset
 
 from reprolib.data.files import DataCorrupted
 from reprolib.data.pixels import decode_tensor, is_encoded
-from reprolib.data.recordio import LABEL_LIMIT, LENGTH_LIMIT, Record, first_labels, read_index, read_record, scan_records
+from reprolib.data.recordio import (
+    LABEL_LIMIT,
+    LENGTH_LIMIT,
+    Record,
+    first_labels,
+    read_index,
+    read_record,
+    scan_records,
+)
 
 _BLOCK = 2**18
 _PROPERTY = re.compile(r"\ufeff?\s*([1-9]\d{0,7})(?:[,\s]+\d{1,5}){0,3}\s*")

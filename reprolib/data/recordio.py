@@ -106,8 +106,13 @@ def first_labels(words: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     magic, packed, count = (words[place + k] for k in range(3))
     length, begins = packed % LENGTH_LIMIT, packed // LENGTH_LIMIT <= FIRST
     fits = (length >= _HEADER.size + 4) | ((count == 0) & (length >= _HEADER.size))
+    fits &= offsets + _PART.size + length <= 4 * len(words)
     good = inside & (magic == struct.unpack("<I", MAGIC)[0]) & begins & fits
-    label = np.where(count == 0, words[place + 3], words[np.minimum(place + 8, len(words) - 1)]).astype(np.uint32).view(np.float32)
+    label = (
+        np.where(count == 0, words[place + 3], words[np.minimum(place + 8, len(words) - 1)])
+        .astype(np.uint32)
+        .view(np.float32)
+    )
     return np.where(good, label, np.float32("nan"))
 
 
