@@ -3,12 +3,13 @@
 from reprolib.data.datasets import ImageDataset, fetch, load, load_cifar10
 from reprolib.data.facebin import FacePairs, load_facebin, write_facebin
 from reprolib.data.faces import FaceDataset, load_orl
+from reprolib.data.facesets import FaceFolder, FaceImages, FaceRecords, open_faces
 from reprolib.data.fetching import data_root
 from reprolib.data.files import DataCorrupted, DataUnavailable
 from reprolib.data.lfw import LfwDataset, lfw_pairs, load_lfw
 from reprolib.data.lfw_folds import FacesFold, lfw_fold, load_lfw_grey
 from reprolib.data.numbers import NumbersDataset, load_numbers
-from reprolib.data.recordio import FaceRecords, write_records
+from reprolib.data.recordio import write_records
 from reprolib.data.sampling import CoupleSampler, PKSampler, balanced_subset, class_split, genuine_impostor_pairs
 from reprolib.data.splits import fold_split, identity_split, people_by_fold
 
@@ -17,6 +18,8 @@ __all__ = [
     "DataCorrupted",
     "DataUnavailable",
     "FaceDataset",
+    "FaceFolder",
+    "FaceImages",
     "FacePairs",
     "FaceRecords",
     "FacesFold",
@@ -30,8 +33,8 @@ __all__ = [
     "fetch",
     "fold_split",
     "genuine_impostor_pairs",
-    "lfw_fold",
     "identity_split",
+    "lfw_fold",
     "lfw_pairs",
     "load",
     "load_cifar10",
@@ -40,6 +43,7 @@ __all__ = [
     "load_lfw_grey",
     "load_numbers",
     "load_orl",
+    "open_faces",
     "people_by_fold",
     "write_facebin",
     "write_records",

@@ -1,7 +1,6 @@
 """One file of arrays that knows its own checksum: an uncompressed .npz with the SHA-256 of what it holds.
 
-Such a file is for data that cannot be verified by a published hash because they were decoded here: pixels of
-JPEG files differ by a grey level between versions of the decoder. `numpy.load(path, allow_pickle=False)` reads it too.
+All data sets are stored so, whatever they came as. `numpy.load(path, allow_pickle=False)` reads it too.
 """
 
 from __future__ import annotations
@@ -9,19 +8,22 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import re
 import struct
-import tokenize
 import zipfile
 from collections.abc import Mapping
 
 import numpy as np
 
-from reprolib.data.files import DataCorrupted
+from reprolib.data.files import RATIO, SLACK, DataCorrupted, open_zip
 
 CHECKSUM = "sha256"
 HEADER_LIMIT = 2**12
 # local header of a zip member: 26 bytes, then the lengths of its name and of its extra field
 _LENGTHS, _LOCAL_HEADER = struct.Struct("<HH"), 30
+_NPY_HEADER = re.compile(
+    rb"\{'descr': '([|<][a-z]\d)', 'fortran_order': False, 'shape': \(((?:\d{1,15},? ?){1,4})\), \}\s*"
+)
 
 Shape = tuple["int | None", ...]
 
@@ -69,41 +71,56 @@ def unpack_arrays(raw: bytes, label: str, shapes: Mapping[str, Shape]) -> tuple[
     `shapes` names the arrays expected and their shapes, `None` for a size that is free. Raises `DataCorrupted`
     naming `label` for anything else, and for content that does not have the checksum stored with it.
     """
-    try:
-        bundle = zipfile.ZipFile(io.BytesIO(raw))
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise DataCorrupted(f"{label} is not a readable .npz file ({error})") from error
-    expected = {**shapes, CHECKSUM: (32,)}
-    if sorted(bundle.namelist()) != sorted(f"{key}.npy" for key in expected):
-        raise DataCorrupted(f"{label} does not hold just the arrays {', '.join(expected)}")
-    arrays = {}
-    for key, shape in expected.items():
-        try:
-            arrays[key] = _view(raw, bundle.getinfo(f"{key}.npy"))
-        except (ValueError, struct.error, EOFError, SyntaxError, tokenize.TokenError) as error:
-            raise DataCorrupted(f"{label} has no readable array {key} ({error})") from error
-        found = arrays[key].shape
-        if len(found) != len(shape) or any(b not in (None, a) for a, b in zip(found, shape, strict=True)):
-            raise DataCorrupted(f"{label} holds {key} of shape {found} instead of {shape}")
+    arrays = read_arrays(raw, label, {key: ("|u1", shape) for key, shape in {**shapes, CHECKSUM: (32,)}.items()})
     stored, digest = arrays.pop(CHECKSUM).tobytes().hex(), checksum(arrays)
     if stored != digest:
         raise DataCorrupted(f"{label} is truncated or altered: SHA-256 of its arrays is {digest}, not {stored}")
     return arrays, digest
 
 
-def _view(raw: bytes, info: zipfile.ZipInfo) -> np.ndarray:
-    """The uint8 array in an uncompressed member, without a copy and without trust in any length it states."""
+def read_arrays(raw: bytes, label: str, wanted: Mapping[str, tuple[str, Shape]]) -> dict[str, np.ndarray]:
+    """The arrays `wanted` (type, "|u1" or "<i8", and shape, `None` for a size that is free) of the .npz file `raw`.
+
+    Nothing is unpickled, and no length that the file states is believed: members that are not compressed are views of
+    `raw`, others may unfold to eight times their size. Raises `DataCorrupted` naming `label`.
+    """
+    bundle = open_zip(raw, label)
+    arrays = {}
+    for key, (dtype, shape) in wanted.items():
+        try:
+            arrays[key] = _array(_member(raw, bundle, f"{key}.npy"), dtype)
+        # zipfile raises NotImplementedError, LZMAError, UnicodeDecodeError and more for altered members
+        except Exception as error:
+            raise DataCorrupted(f"{label} has no readable array {key} ({error or type(error).__name__})") from error
+        found = arrays[key].shape
+        if len(found) != len(shape) or any(b not in (None, a) for a, b in zip(found, shape, strict=True)):
+            raise DataCorrupted(f"{label} holds {key} of shape {found} instead of {shape}")
+    return arrays
+
+
+def _member(raw: bytes, bundle: zipfile.ZipFile, name: str) -> memoryview:
+    info = bundle.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError("it is compressed")
+        if info.file_size > RATIO * info.compress_size + SLACK:
+            raise ValueError(f"it claims to unfold to {info.file_size} bytes")
+        return memoryview(bundle.read(info))
     begin = info.header_offset + _LOCAL_HEADER + sum(_LENGTHS.unpack_from(raw, info.header_offset + 26))
     member = memoryview(raw)[begin : begin + info.file_size]
     if len(member) != info.file_size:
         raise ValueError("it is cut off")
-    stream = io.BytesIO(member[:HEADER_LIMIT])
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("another format version")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    values = member[stream.tell() :]
-    if fortran or dtype != np.uint8 or min(shape, default=1) < 0 or math.prod(shape) != len(values):
-        raise ValueError(f"{dtype} {shape} in {len(values)} bytes")
-    return np.frombuffer(values, np.uint8).reshape(shape)
+    return member
+
+
+def _array(member: memoryview, dtype: str) -> np.ndarray:
+    """The array of type `dtype` in the .npy file `member`, of which numpy itself evaluates the header as Python."""
+    if bytes(member[:8]) != b"\x93NUMPY\x01\x00":
+        raise ValueError("it is no .npy file of version 1.0")
+    begin = 10 + int.from_bytes(member[8:10], "little")
+    header = _NPY_HEADER.fullmatch(bytes(member[10 : min(begin, HEADER_LIMIT)]))
+    if header is None or header[1].decode() != dtype:
+        raise ValueError(f"its header does not promise {dtype} in C order")
+    shape = tuple(int(size) for size in header[2].replace(b",", b" ").split())
+    values = member[begin:]
+    if math.prod(shape) * np.dtype(dtype).itemsize != len(values):
+        raise ValueError(f"it promises {shape} in {len(values)} bytes")
+    return np.frombuffer(values, dtype).reshape(shape)

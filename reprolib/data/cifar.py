@@ -8,21 +8,17 @@ went through JPEG, whose pixels are not the original ones and which is called "C
 from __future__ import annotations
 
 import hashlib
-import io
-import pickle
-import struct
-import zipfile
-import zlib
-from pathlib import PurePosixPath
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
-from reprolib.data.arrays import array_text, pack_arrays, text_array, unpack_arrays
-from reprolib.data.fetching import Recipe
-from reprolib.data.files import ArrayUnpickler, DataCorrupted, Tree
+from reprolib.data.arrays import Shape, array_text, read_arrays, text_array
+from reprolib.data.fetching import Arrays, Recipe
+from reprolib.data.files import DataCorrupted, Tree
+from reprolib.data.pickles import read_pickle
 from reprolib.data.pixels import decode_image
 
-FILE = "cifar10.npz"
 ORIGINAL, JPEG = "CIFAR-10", "CIFAR-10 (JPEG)"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32
@@ -49,7 +45,7 @@ class CifarRecipe(Recipe):
     """
 
     name = "cifar10"
-    files = (FILE,)
+    file = "cifar10.npz"
     mirrors = ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",)
     raw_folders = ("cifar10", "cifar10_jpeg", "cifar-10-batches-bin", "cifar-10-batches-py")
     advice = (
@@ -65,10 +61,12 @@ class CifarRecipe(Recipe):
         """Images in all: five batches for training, one for testing."""
         return 6 * self.batch
 
-    def url(self, mirror: str, file: str) -> str:
-        return mirror
+    @property
+    def shapes(self) -> dict[str, Shape]:  # type: ignore[override]
+        return {"images": (self.count, 3, SIDE, SIDE), "labels": (self.count,), "variant": (None,)}
 
-    def limit(self, file: str) -> int:
+    @property
+    def limit(self) -> int:  # type: ignore[override]
         return self.count * (PIXELS + 1) + 2**20
 
     def open(self, raw: bytes, name: str, label: str) -> Tree:
@@ -78,58 +76,37 @@ class CifarRecipe(Recipe):
                 raise DataCorrupted(f"{label} is truncated, altered or another archive: MD5 {digest}")
         return super().open(raw, name, label)
 
-    def unpack(self, file: str, raw: bytes, label: str) -> bytes:
-        self.arrays(raw, label)
-        return raw
-
-    def arrays(self, raw: bytes, label: str) -> tuple[np.ndarray, np.ndarray, str, str]:
-        """Images, labels, variant and checksum of the stored file `raw`; raises `DataCorrupted` naming `label`."""
-        shapes = {"images": (self.count, 3, SIDE, SIDE), "labels": (self.count,), "variant": (None,)}
-        arrays, digest = unpack_arrays(raw, label, shapes)
+    def verify(self, arrays: Arrays, digest: str, label: str) -> None:
         variant = array_text(arrays["variant"], label)
         if variant not in (ORIGINAL, JPEG):
-            raise DataCorrupted(f"{label} holds {variant!r}, neither {ORIGINAL!r} nor {JPEG!r}")
-        self.verify_labels(arrays["labels"], label)
-        return arrays["images"], arrays["labels"], variant, digest
-
-    def verify_labels(self, labels: np.ndarray, label: str) -> None:
-        """Raises `DataCorrupted` naming `label` unless each class has its share of either part of the set."""
+            raise DataCorrupted(f"{label} holds {variant[:40]!r}, neither {ORIGINAL!r} nor {JPEG!r}")
+        labels = arrays["labels"]
         for part, size in ((labels[: -self.batch], 5 * self.batch), (labels[-self.batch :], self.batch)):
             counts = np.bincount(part, minlength=len(CLASSES)).tolist()
             if counts != [size // len(CLASSES)] * len(CLASSES):
                 raise DataCorrupted(f"{label} is altered: its classes have {counts} images instead of equally many")
 
-    def pack(self, file: str, content: bytes) -> bytes:
-        return content
-
-    def collect(self, tree: Tree, wanted: list[str]) -> tuple[dict[str, bytes], list[str]]:
-        """Takes a stored file, the six .bin files, the six pickles or the two files of JPEG images, in this order."""
-        refused: list[str] = []
-        places = {PurePosixPath(name).name: name for name in reversed(tree.names)}
+    def candidates(self, tree: Tree) -> Iterator[Callable[[], Arrays]]:
+        """Takes the six .bin files, the six pickles or the two files of JPEG images, in this order."""
         pickles = list(self.pickles_md5)
         for files, read in (
-            ([FILE], None),
             ([f"{file}.bin" for file in pickles], self._from_binary),
             (pickles, self._from_pickle),
             (list(JPEG_FILES), self._from_jpeg),
         ):
-            if not all(file in places for file in files):
-                continue
-            try:
-                if read is None:
-                    label = f"{places[FILE]} in {tree.label}"
-                    return {FILE: self.unpack(FILE, tree.read(places[FILE], self.limit(FILE)), label)}, []
-                parts = [
-                    read(tree.read(places[file], self.limit(FILE)), file, f"{places[file]} in {tree.label}")
-                    for file in files
-                ]
-                images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-                self.verify_labels(labels, tree.label)
-                variant = text_array(JPEG if files[0] in JPEG_FILES else ORIGINAL)
-                return {FILE: pack_arrays({"images": images, "labels": labels, "variant": variant})}, []
-            except DataCorrupted as error:
-                refused.append(str(error))
-        return {}, refused
+            places = [tree.named(file) for file in files]
+            if all(places):
+                yield partial(self._join, tree, [names[0] for names in places], files, read)
+
+    def _join(
+        self, tree: Tree, names: list[str], files: list[str], read: Callable[[bytes, str, str], Content]
+    ) -> Arrays:
+        parts = [
+            read(tree.read(name, self.limit), file, f"{name} in {tree.label}")
+            for name, file in zip(names, files, strict=True)
+        ]
+        images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return {"images": images, "labels": labels, "variant": text_array(JPEG if files[0] in JPEG_FILES else ORIGINAL)}
 
     def _from_binary(self, raw: bytes, file: str, label: str) -> Content:
         """Records of one label byte, then 32 x 32 bytes each of red, green and blue, row by row."""
@@ -142,10 +119,10 @@ class CifarRecipe(Recipe):
         digest = hashlib.md5(raw, usedforsecurity=False).hexdigest()
         if digest != self.pickles_md5[file]:
             raise DataCorrupted(f"{label} is truncated or altered: MD5 {digest}, not {self.pickles_md5[file]}")
+        batch = read_pickle(raw, label)
         try:
-            batch = ArrayUnpickler(io.BytesIO(raw), encoding="bytes").load()
             return self._checked(np.asarray(batch[b"data"]), np.asarray(batch[b"labels"]), label)
-        except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError) as error:
+        except (ValueError, TypeError, KeyError, IndexError) as error:
             raise DataCorrupted(f"{label} does not hold a batch of CIFAR-10 ({error})") from error
 
     def _checked(self, pixels: np.ndarray, labels: np.ndarray, label: str) -> Content:
@@ -157,8 +134,9 @@ class CifarRecipe(Recipe):
     def _from_jpeg(self, raw: bytes, file: str, label: str) -> Content:
         """Arrays `prefix` (the header that all files share), `data` (the rest of each), `offsets`, `labels`."""
         count = 5 * self.batch if file == JPEG_FILES[0] else self.batch
-        prefix, data, labels = (_npz_array(raw, key, np.uint8, label) for key in ("prefix", "data", "labels"))
-        offsets = _npz_array(raw, "offsets", np.int64, label)
+        kinds = {"prefix": "|u1", "data": "|u1", "labels": "|u1", "offsets": "<i8"}
+        arrays = read_arrays(raw, label, {key: (dtype, (None,)) for key, dtype in kinds.items()})
+        prefix, data, labels, offsets = (arrays[key] for key in kinds)
         if len(offsets) != count + 1 or len(labels) != count or labels.max() >= len(CLASSES):
             raise DataCorrupted(f"{label} does not hold {count} images with labels from 0 to {len(CLASSES) - 1}")
         if offsets[0] != 0 or offsets[-1] != len(data) or (np.diff(offsets) <= 0).any():
@@ -173,20 +151,3 @@ class CifarRecipe(Recipe):
 
 
 CIFAR10 = CifarRecipe()
-
-
-def _npz_array(raw: bytes, key: str, dtype: type, label: str) -> np.ndarray:
-    """The one-dimensional array `key` of the .npz file `raw`, never unpickled, at most as long as `raw` promises."""
-    try:
-        with np.load(io.BytesIO(raw), allow_pickle=False) as bundle:
-            # a compressed member could unfold to anything; these are compressed JPEG files and small integers
-            if bundle.zip.getinfo(f"{key}.npy").file_size > 2**27:
-                raise ValueError("it is larger than 128 MiB")
-            array = bundle[key]
-    except (ValueError, OSError, EOFError, KeyError, SyntaxError, RuntimeError) as error:
-        raise DataCorrupted(f"{label} has no readable array {key} ({error})") from error
-    except (zipfile.BadZipFile, zlib.error, struct.error) as error:
-        raise DataCorrupted(f"{label} is no readable .npz file ({error})") from error
-    if array.dtype != dtype or array.ndim != 1 or array.size == 0:
-        raise DataCorrupted(f"{label} holds {key} {array.dtype} {array.shape} instead of one row of {dtype.__name__}")
-    return array

@@ -3,8 +3,9 @@
     mnist = load("mnist")                     # fetched on first use, verified on every use
     mnist.train_images.shape                  # (60000, 1, 28, 28), uint8
 
-Layout under `data_root()`: mnist/ and fashion_mnist/ with the four gzip'd IDX files, orl/orl_faces.npz,
-lfw/lfw_112.npz and lfw/pairs.txt, cifar10/cifar10.npz.
+Layout under `data_root()`: mnist/mnist.npz, fashion_mnist/fashion_mnist.npz, orl/orl.npz, cifar10/cifar10.npz,
+lfw/lfw_112.npz and lfw/pairs.txt. Each .npz holds uint8 arrays and their SHA-256 and is made from whatever the set comes
+as (IDX, PGM, pickles, JPEG) when it is first needed; those files may lie in the same folders.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from reprolib.data import cifar
+from reprolib.data.arrays import array_text
 from reprolib.data.cifar import CIFAR10
 from reprolib.data.faces import ORL
 from reprolib.data.fetching import Recipe, announcer, data_root, fetch_recipe, load_recipe
-from reprolib.data.files import DataCorrupted, DataUnavailable
-from reprolib.data.idx import FASHION_MNIST, MNIST, IdxRecipe, parse_idx
+from reprolib.data.files import DataUnavailable
+from reprolib.data.idx import FASHION_MNIST, MNIST
 from reprolib.data.lfw import LFW, LFW_PAIRS
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (MNIST, FASHION_MNIST, ORL, LFW, CIFAR10)}
@@ -72,13 +73,17 @@ def load(
         return _load_digits(device)
     recipe = RECIPES[name]
     try:
-        contents = load_recipe(recipe, data_root() if root is None else Path(root))
+        arrays, digest = load_recipe(recipe, data_root() if root is None else Path(root))
     except DataUnavailable as error:
         if not allow_digits_fallback:
             raise
         announcer(name)(f"{error} USING scikit-learn's 8x8 digits INSTEAD: no result below is about {name}.")
         return _load_digits(device)
-    return _from_idx(recipe, contents, device)
+    parts = []
+    for split in ("train", "test"):
+        parts.append(torch.tensor(arrays[f"{split}_images"]).unsqueeze(1).to(device))
+        parts.append(torch.tensor(arrays[f"{split}_labels"], dtype=torch.int64).to(device))
+    return ImageDataset(name, *parts, NUM_CLASSES, digest[:16])
 
 
 def fetch(name: str, root: str | Path | None = None, source: str | Path | None = None, quiet: bool = False) -> Path:
@@ -110,9 +115,9 @@ def load_cifar10(root: str | Path | None = None, device: str | torch.device = "c
     through JPEG, in the order of that copy: say so where its results are reported. Raises `DataUnavailable`.
     """
     folder = data_root() if root is None else Path(root)
-    raw = load_recipe(CIFAR10, folder)[cifar.FILE]
-    images, labels, variant, digest = CIFAR10.arrays(raw, str(folder / CIFAR10.name / cifar.FILE))
-    pixels, classes = torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64))
+    arrays, digest = load_recipe(CIFAR10, folder)
+    pixels, classes = torch.tensor(arrays["images"]), torch.tensor(arrays["labels"], dtype=torch.int64)
+    variant = array_text(arrays["variant"], CIFAR10.name)
     splits = slice(0, -CIFAR10.batch), slice(-CIFAR10.batch, None)
     parts = [part[rows].to(device) for rows in splits for part in (pixels, classes)]
     return ImageDataset(variant, *parts, NUM_CLASSES, digest[:16])
@@ -139,21 +144,6 @@ def fetch_command(name: str, description: str, arguments: Sequence[str] | None =
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _from_idx(recipe: IdxRecipe, contents: dict[str, bytes], device: str | torch.device) -> ImageDataset:
-    tensors: list[torch.Tensor] = []
-    digest = hashlib.sha256()
-    for split in ("train", "t10k"):
-        files = [f"{split}-images-idx3-ubyte.gz", f"{split}-labels-idx1-ubyte.gz"]
-        images, labels = (parse_idx(contents[file], file, recipe.shapes[file]) for file in files)
-        if labels.max() >= NUM_CLASSES:
-            raise DataCorrupted(f"{files[1]} has the label {labels.max()}, allowed are 0 to {NUM_CLASSES - 1}")
-        tensors.append(torch.from_numpy(images.copy()).unsqueeze(1).to(device))
-        tensors.append(torch.from_numpy(labels.astype(np.int64)).to(device))
-        for file in files:
-            digest.update(contents[file])
-    return ImageDataset(recipe.name, *tensors, NUM_CLASSES, digest.hexdigest()[:16])
 
 
 def _load_digits(device: str | torch.device) -> ImageDataset:

@@ -4,89 +4,22 @@ Each is a pickle of two lists: 2N JPEG or PNG files, those of pair i at 2i and 2
 pair shows one person (insightface, `load_bin` of its verification). The files are bytes, or arrays uint8 in some sets,
 the truth values Python's or numpy's. The pairs lie fold by fold, genuine and impostor in blocks inside of each fold.
 
-A pickle can call anything, and these come without a checksum. So it is read with stand-ins for the few names that such
-lists need: nothing else is looked up, and not even numpy is called with what the file says.
+A pickle can call anything, and these come without a checksum: `reprolib.data.pickles` reads them and calls nothing.
 """
 
 from __future__ import annotations
 
-import io
 import pickle
-import pickletools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
+import numpy as np
 import torch
 
-from reprolib.data.files import ArrayUnpickler, DataCorrupted, write_atomic
+from reprolib.data.files import DataCorrupted, write_atomic
+from reprolib.data.pickles import read_pickle
 from reprolib.data.pixels import decode_tensor, is_encoded
-
-
-class _Dtype:
-    """Stands for `numpy.dtype`; `code` is "u1" or "b1", of which a byte order says nothing."""
-
-    def __init__(self, code: str | bytes, *_: object) -> None:
-        self.code = code.decode("ascii") if isinstance(code, bytes) else code
-        if self.code not in ("u1", "b1"):
-            raise pickle.UnpicklingError(f"the pickle holds numpy values of type {self.code!r}, allowed are u1 and b1")
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-class _Array:
-    """Stands for a `numpy.ndarray` of one dimension with the type `code`; `raw` are its bytes."""
-
-    code, raw = "", b""
-
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, dtype, _, raw = state
-        if not isinstance(raw, (bytes, bytearray)) or shape != (len(raw),):
-            raise pickle.UnpicklingError(f"the pickle holds an array of shape {shape}, but not its bytes in a row")
-        self.code, self.raw = dtype.code, bytes(raw)
-
-
-def _reconstruct(*_: object) -> _Array:
-    return _Array()
-
-
-def _frombuffer(raw: bytes, dtype: _Dtype, shape: tuple, *_: object) -> _Array:
-    found = _Array()
-    found.__setstate__((1, shape, dtype, False, raw))
-    return found
-
-
-def _scalar(dtype: _Dtype, raw: bytes) -> bool:
-    if dtype.code != "b1" or raw not in (b"\0", b"\1"):
-        raise pickle.UnpicklingError(f"the pickle holds the numpy scalar {dtype.code} {raw!r}, which is no truth value")
-    return raw == b"\1"
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """Stands for `codecs.encode`, as which Python 3 writes bytes in protocol 2."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"the pickle holds a text in {encoding!r} instead of bytes")
-    return text.encode("latin1")
-
-
-class _PairUnpickler(ArrayUnpickler):
-    _ALLOWED: ClassVar[dict[tuple[str, str], object]] = {
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _Dtype,
-        ("_codecs", "encode"): _latin1,
-        # numpy 2 renamed the package
-        **{
-            (f"numpy.{core}.{module}", name): stand_in
-            for core in ("core", "_core")
-            for module, name, stand_in in (
-                ("multiarray", "_reconstruct", _reconstruct),
-                ("multiarray", "scalar", _scalar),
-                ("numeric", "_frombuffer", _frombuffer),
-            )
-        },
-    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,39 +83,42 @@ class FacePairs:
 def load_facebin(path: str | Path) -> FacePairs:
     """The pairs in the .bin file `path`, still encoded.
 
-    Raises `DataCorrupted` naming it for a pickle that is cut off or asks for anything but bytes, numbers, lists and
-    arrays of bytes or truth values, before that is looked up, and for other contents; `OSError` if it cannot be read.
+    Files may be bytes, bytearrays or uint8 arrays of shape (n,) or (n, 1), as OpenCV's imencode returns them; truth
+    values True and False or the integers 1 and 0, in a list or an array (N,) or (N, 1). Raises `DataCorrupted` naming
+    it for other contents and for a pickle that `read_pickle` refuses; `OSError` if it cannot be read.
     """
     path = Path(path)
-    raw = path.read_bytes()
-    try:
-        _verify_lengths(raw)
-        loaded = _PairUnpickler(io.BytesIO(raw), encoding="bytes").load()
-    # an altered pickle can do any harmless thing at the wrong place, and so raise any exception
-    except Exception as error:
-        raise DataCorrupted(f"{path} holds no readable pickle of pairs ({error or type(error).__name__})") from error
+    loaded = read_pickle(path.read_bytes(), str(path))
     if not isinstance(loaded, (tuple, list)) or len(loaded) != 2 or not isinstance(loaded[0], (tuple, list)):
         raise DataCorrupted(f"{path} does not hold two lists, of images and of truth values")
     images, same = loaded
-    if isinstance(same, _Array) and same.code == "b1" and set(same.raw) <= {0, 1}:
-        same = [value == 1 for value in same.raw]
-    if not isinstance(same, (tuple, list)) or not all(isinstance(value, bool) for value in same):
-        raise DataCorrupted(f"{path} does not hold a list of truth values, True or False, as its second part")
-    encoded = tuple(image.raw if isinstance(image, _Array) and image.code == "u1" else image for image in images)
+    if isinstance(same, np.ndarray) and same.ndim == 2 and same.shape[1] == 1:
+        same = same[:, 0]
+    if not isinstance(same, (tuple, list, np.ndarray)):
+        raise DataCorrupted(f"{path} does not hold a list of truth values, but a {type(same).__name__}")
+    # one array may stand at many places: each becomes bytes once
+    files = {id(image): _file_bytes(image) for image in images}
     try:
-        return FacePairs(encoded, torch.tensor(same, dtype=torch.bool), str(path))
+        encoded = tuple(files[id(image)] for image in images)
+        return FacePairs(encoded, torch.tensor([_truth(value, str(path)) for value in same]).bool(), str(path))
     except ValueError as error:
         raise DataCorrupted(str(error)) from error
 
 
-def _verify_lengths(raw: bytes) -> None:
-    """Raises `ValueError` unless all lengths (by `genops`) and memo numbers in the pickle `raw` are within it.
+def _file_bytes(image: object) -> object:
+    """The bytes of a file that is stored as an array; whatever else is left to `FacePairs` to judge."""
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and (image.ndim == 1 or image.shape[1:] == (1,)):
+        return image.tobytes()
+    return image
 
-    The unpickler would take memory for them first.
-    """
-    for operation, argument, position in pickletools.genops(raw):
-        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument < len(raw):
-            raise ValueError(f"byte {position} asks for {argument} memo entries in {len(raw)} bytes")
+
+def _truth(value: object, label: str) -> bool:
+    if isinstance(value, np.ndarray) and value.shape == (1,):
+        value = value[0]
+    if isinstance(value, (bool, np.bool_)) or (isinstance(value, (int, np.integer)) and value in (0, 1)):
+        return bool(value)
+    kind = f"the integer {value}" if isinstance(value, (int, np.integer)) else f"a {type(value).__name__}"
+    raise DataCorrupted(f"{label} has {kind} among the truth values, allowed are True, False, 1 and 0")
 
 
 def write_facebin(path: str | Path, pairs: Sequence[tuple[bytes, bytes]], same: Sequence[bool] | torch.Tensor) -> None:

