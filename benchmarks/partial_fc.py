@@ -87,7 +87,7 @@ def verify(features: Tensor, faces: LfwDataset, pairs: PairList, fold: int) -> d
 
 def _runs(faces: LfwDataset, pairs: PairList, count: int, dim: int, config: TrainConfig) -> list[dict[str, Any]]:
     people = people_by_fold(pairs.first, pairs.second, pairs.folds)
-    shape = tuple(faces.images.shape[1:])
+    channels, height, width = faces.images.shape[1:]
     runs = []
     for seed in range(count):
         inside, _ = fold_split(faces.names, faces.labels, people, seed)
@@ -104,7 +104,7 @@ def _runs(faces: LfwDataset, pairs: PairList, count: int, dim: int, config: Trai
         for kind in (FULL, PARTIAL):
             began = time.perf_counter()
             trained = training.fit(
-                lambda: models.build("compact", dim, shape),
+                lambda: models.build("compact", dim, (channels, height, width)),
                 functools.partial(make_head, kind, dim, classes, seed),
                 images,
                 labels,
