@@ -23,11 +23,11 @@ import nbformat
 from PIL import Image
 
 from .claims import load_claims
-from .fingerprint import source_hash
 from .kernel import NotebookFailed, execute
 from .parameters import BASE, PROFILES, declared_parameters, profile_parameters, with_overrides
 from .paths import UsageError, notebooks_folder, reference_folder, results_folder, write_atomically
 from .record import VERDICTS, TableView
+from .sources import source_hash
 
 
 @dataclass(frozen=True)
