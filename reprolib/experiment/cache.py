@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .fingerprint import Fingerprint, Sources, UnreadableError
+from .fingerprint import Fingerprint, UnreadableError
 from .paths import write_atomically
 from .runs import RunLines
+from .sources import Sources
 
 _LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn")
 

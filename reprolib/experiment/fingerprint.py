@@ -8,7 +8,6 @@ refused. SHA-256 throughout: three times as fast as BLAKE2 where the processor h
 
 from __future__ import annotations
 
-import ast
 import builtins
 import dis
 import enum
@@ -27,6 +26,7 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .paths import PACKAGE
+from .sources import Sources, content_hash
 
 _PLAIN = (bool, int, float, complex, str, bytes, types.EllipsisType, types.NotImplementedType, range, slice)
 _BY_NAME = (
@@ -51,12 +51,8 @@ class UnreadableError(TypeError):
     """What has no content to fingerprint; the message names the captured variable."""
 
 
-def _hash(kind: str, *parts: str) -> str:
-    return hashlib.sha256("".join(f"{len(part)}:{part}" for part in (kind, *parts)).encode()).hexdigest()[:32]
-
-
 def _bytes_hash(kind: str, data: Any) -> str:
-    return _hash(kind, hashlib.sha256(data).hexdigest())
+    return content_hash(kind, hashlib.sha256(data).hexdigest())
 
 
 def tensor_hash(value: torch.Tensor) -> str:
@@ -77,73 +73,6 @@ def _remembered(value: torch.Tensor) -> str:
     if value not in _known or _known[value][0] != state:
         _known[value] = (state, tensor_hash(value))
     return _known[value][1]
-
-
-# --- the sources of the package ---------------------------------------------------------------------------------------
-
-
-def source_hash(package: Path = PACKAGE) -> str:
-    """SHA-256 over paths and bytes of all Python files of the package."""
-    digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        content = file.read_bytes()
-        digest.update(f"{file.relative_to(package).as_posix()}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()
-
-
-class Sources:
-    """The modules of the package as they are on disk now: the hash of each one's code, and what it imports.
-
-    Comments, layout and docstrings do not count. This folder counts by name only: it runs what the others compute.
-    """
-
-    def __init__(self, package: Path = PACKAGE) -> None:
-        self._text: dict[str, tuple[bytes, bool]] = {}
-        self._parsed: dict[str, tuple[str, set[str]]] = {}
-        for file in sorted(package.rglob("*.py")):
-            parts = file.relative_to(package.parent).with_suffix("").parts
-            folder = parts[-1] == "__init__"
-            name = ".".join(parts[:-1] if folder else parts)
-            if not f"{name}.".startswith(f"{__package__}."):
-                self._text[name] = (file.read_bytes(), folder)
-
-    def hash(self, module: str) -> str:
-        """Hash of `module` with every module of the package that it imports, directly or not."""
-        found, waiting = {}, [module]
-        while waiting:
-            name = waiting.pop()
-            if name in self._text and name not in found:
-                if name not in self._parsed:
-                    text, folder = self._text[name]
-                    tree = ast.parse(text)
-                    targets = {target for target in _imported(tree, name, folder) if target in self._text}
-                    self._parsed[name] = (_hash("source", ast.dump(_without_docstrings(tree))), targets)
-                found[name], targets = self._parsed[name]
-                waiting += targets
-        return _hash("module", module, *(found[name] for name in sorted(found)))
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                node.body = node.body[1:]
-    return tree
-
-
-def _imported(tree: ast.Module, name: str, folder: bool) -> Iterator[str]:
-    """Every module that may be meant by the import statements of module `name`."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            parents = name.split(".")
-            base = parents[: len(parents) - node.level + folder] if node.level else []
-            base = ".".join([*base, *([node.module] if node.module else [])])
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
 # --- values and code --------------------------------------------------------------------------------------------------
@@ -188,7 +117,7 @@ class Fingerprint:
 
     def arguments(self, values: Mapping[str, Any], where: str = "") -> str:
         """Hash of values by name, in any order."""
-        return _hash("names", *(f"{key}={self.of(values[key], f'{where}{key}')}" for key in sorted(values)))
+        return content_hash("names", *(f"{key}={self.of(values[key], f'{where}{key}')}" for key in sorted(values)))
 
     def _each(self, values: Iterable[Any], where: str) -> list[str]:
         return [self.of(value, f"{where}[{index}]") for index, value in enumerate(values)]
@@ -201,19 +130,19 @@ class Fingerprint:
                 self.bulk[id(value)] = (value, self._elements(value, where))
             return self.bulk[id(value)][1]
         if isinstance(value, (np.generic, torch.dtype, torch.device)):
-            return _hash(type(value).__name__, repr(value))
+            return content_hash(type(value).__name__, repr(value))
         if isinstance(value, torch.Generator):
-            return _hash("generator", tensor_hash(value.get_state()))
+            return content_hash("generator", tensor_hash(value.get_state()))
         if isinstance(getattr(value, "fingerprint", None), str) and not isinstance(value, type):
             held = [item for item in getattr(value, "__dict__", {}).values() if isinstance(item, torch.Tensor)]
-            return _hash("data", type(value).__qualname__, value.fingerprint, *map(_remembered, held))
+            return content_hash("data", type(value).__qualname__, value.fingerprint, *map(_remembered, held))
         if type(value) in (list, tuple):
-            return _hash(type(value).__name__, *self._each(value, where))
+            return content_hash(type(value).__name__, *self._each(value, where))
         if type(value) in (dict, types.MappingProxyType):
             pairs = [(self.of(key, where), self.of(item, f"{where}[{key!r}]")) for key, item in value.items()]
-            return _hash("dict", *(part for pair in pairs for part in pair))
+            return content_hash("dict", *(part for pair in pairs for part in pair))
         if type(value) in (set, frozenset):
-            return _hash(type(value).__name__, *sorted(self.of(item, where) for item in value))
+            return content_hash(type(value).__name__, *sorted(self.of(item, where) for item in value))
         if isinstance(value, types.ModuleType):
             return self._module(value, where)
         if isinstance(value, (PurePath, enum.Enum)):
@@ -228,24 +157,24 @@ class Fingerprint:
                 raise self._refusal(value, where) from error
         kind = f"array {type(value).__qualname__} {value.dtype.descr} {value.shape}"
         if value.dtype.hasobject:
-            return _hash(kind, *self._each(value.ravel().tolist(), where))
+            return content_hash(kind, *self._each(value.ravel().tolist(), where))
         if isinstance(value, np.ma.MaskedArray):
             kind += self.of(np.ma.getmaskarray(value), where)
         return _bytes_hash(kind, np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
 
     def _name_and_content(self, value: PurePath | enum.Enum, where: str) -> str:
         if isinstance(value, enum.Enum):
-            return _hash("enum", self.of(type(value), where), value.name, self.of(value.value, where))
+            return content_hash("enum", self.of(type(value), where), value.name, self.of(value.value, where))
         # A file counts by its content and not by the folder that it happens to lie in.
         if isinstance(value, Path) and value.is_file():
-            return _hash("file", value.name, hashlib.sha256(value.read_bytes()).hexdigest())
-        return _hash("path", value.as_posix())
+            return content_hash("file", value.name, hashlib.sha256(value.read_bytes()).hexdigest())
+        return content_hash("path", value.as_posix())
 
     def _module(self, module: types.ModuleType, where: str) -> str:
         name = module.__name__
         if self._home(name) == "own":
             public = {key: item for key, item in vars(module).items() if not key.startswith("__")}
-            return _hash("module", name, self.arguments(public, f"{where}."))
+            return content_hash("module", name, self.arguments(public, f"{where}."))
         return self._named(name, "")
 
     def _home(self, module: str) -> str:
@@ -262,31 +191,31 @@ class Fingerprint:
 
     def _named(self, module: str, name: str) -> str:
         source = self.sources.hash(module) if self.sources and self._home(module) == "package" else ""
-        return _hash("name", module, name, source)
+        return content_hash("name", module, name, source)
 
     def _callable(self, value: Any, where: str) -> str | None:
         """Hash of a function, class, method or descriptor; None for anything else."""
         if isinstance(value, functools.partial):
             inner = [self.of(value.func, where), self.of(value.args, where), self.arguments(value.keywords, where)]
-            return _hash("partial", *inner)
+            return content_hash("partial", *inner)
         if isinstance(value, types.MethodType):
-            return _hash("method", self.of(value.__func__, where), self.of(value.__self__, f"{where}.self"))
+            return content_hash("method", self.of(value.__func__, where), self.of(value.__self__, f"{where}.self"))
         if isinstance(value, (staticmethod, classmethod)):
-            return _hash(type(value).__name__, self.of(value.__func__, where))
+            return content_hash(type(value).__name__, self.of(value.__func__, where))
         if isinstance(value, property):
-            return _hash("property", *self._each((value.fget, value.fset, value.fdel), where))
+            return content_hash("property", *self._each((value.fget, value.fset, value.fdel), where))
         if isinstance(value, _BY_NAME):
             owner = getattr(value, "__self__", None)
             name = getattr(value, "__qualname__", value.__name__)
             bound = "" if owner is None or isinstance(owner, types.ModuleType) else self.of(owner, f"{where}.self")
-            return _hash("builtin", str(getattr(value, "__module__", "")), name, bound)
+            return content_hash("builtin", str(getattr(value, "__module__", "")), name, bound)
         if isinstance(value, type):
             own = self.sources and self._home(value.__module__) == "own"
             return self._class(value, where) if own else self._named(value.__module__, value.__qualname__)
         if isinstance(value, types.FunctionType):
             return self._function(value, where)
         if hasattr(value, "__wrapped__") and type(value).__module__ == "functools":
-            return _hash("wrapped", self.of(value.__wrapped__, where))
+            return content_hash("wrapped", self.of(value.__wrapped__, where))
         return None
 
     def _class(self, value: type, where: str) -> str:
@@ -295,7 +224,7 @@ class Fingerprint:
             key: item for key, item in vars(value).items() if key not in _HOUSEKEEPING and not isinstance(item, skipped)
         }
         bases = [self.of(base, where) for base in (type(value), *value.__bases__)]
-        return _hash("class", value.__qualname__, *bases, self.arguments(members, f"{where}."))
+        return content_hash("class", value.__qualname__, *bases, self.arguments(members, f"{where}."))
 
     def _function(self, function: types.FunctionType, where: str) -> str:
         module = function.__module__ or "__main__"
@@ -318,7 +247,7 @@ class Fingerprint:
             parts += [self.of(function.__defaults__, f"{prefix}defaults"), self.of(function.__kwdefaults__, prefix)]
             extra = {key: item for key, item in vars(function).items() if key != "__wrapped__"}
             parts.append(self.arguments(extra, f"{prefix}{function.__name__}."))
-        return _hash("function", *parts)
+        return content_hash("function", *parts)
 
     def _reads(self, function: types.FunctionType, captured: Mapping[str, Any], prefix: str) -> Iterator[str]:
         """The hashes of all that the code of `function` reads by a name from outside."""
@@ -338,7 +267,7 @@ class Fingerprint:
                 if not self._partly_read(value) or not hasattr(value, attribute):
                     break
                 value, chain = getattr(value, attribute), (root, *attributes[: index + 1])
-            yield _hash("read", *chain, self.of(value, f"{prefix}{'.'.join(chain)}"))
+            yield content_hash("read", *chain, self.of(value, f"{prefix}{'.'.join(chain)}"))
 
     def _partly_read(self, value: Any) -> bool:
         """Whether only those attributes of `value` count that the code names."""
@@ -360,7 +289,7 @@ class Fingerprint:
         if isinstance(state, tuple) and len(state) == 2 and all(part is None or type(part) is dict for part in state):
             state = {**(state[0] or {}), **(state[1] or {})}  # __dict__ and __slots__
         by_name = type(state) is dict and all(isinstance(key, str) for key in state)
-        return _hash(
+        return content_hash(
             "object",
             self.of(type(value), where),
             self.of(make, where),
@@ -394,7 +323,7 @@ def _code(code: types.CodeType) -> str:
     shape = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
     table = getattr(code, "co_exceptiontable", b"")
-    return _hash("code", code.co_code.hex(), table.hex(), repr(shape), repr(names), *constants)
+    return content_hash("code", code.co_code.hex(), table.hex(), repr(shape), repr(names), *constants)
 
 
 def _constant(value: Any) -> str:

@@ -25,7 +25,6 @@ import nbformat
 from PIL import Image
 
 from .claims import load_claims
-from .fingerprint import source_hash
 from .kernel import Kernels, NotebookFailed, execute
 from .parameters import BASE, PROFILES, notebook_literals, profile_parameters, with_overrides
 from .paths import (
@@ -40,6 +39,7 @@ from .paths import (
     write_atomically,
 )
 from .record import VERDICTS, TableView
+from .sources import source_hash
 
 # The profiles whose outputs a committed notebook may show.
 SHOWN_PROFILES = (BASE, "full")

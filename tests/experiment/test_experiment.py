@@ -16,8 +16,9 @@ LITERALS = {"profile": "standard", "dataset": "digits", "seeds": [0, 1, 2], "rat
 
 
 @pytest.fixture
-def begin(suite):
+def begin(suite, monkeypatch):
     """Starts the fixture notebook in a namespace with these literals."""
+    monkeypatch.setenv("REPROLIB_WORKERS", "1")
     started = []
 
     def begin(namespace=None, **changes):

@@ -23,7 +23,8 @@ import numpy as np
 import pytest
 import torch
 
-from reprolib.experiment.fingerprint import Fingerprint, Sources, UnreadableError, source_hash
+from reprolib.experiment.fingerprint import Fingerprint, UnreadableError
+from reprolib.experiment.sources import Sources, source_hash
 from reprolib.theory import checks, geometry
 from reprolib.training import TrainConfig
 
@@ -382,7 +383,8 @@ def test_keys_are_the_same_in_every_process(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import enum, torch\n"
-        "from reprolib.experiment.fingerprint import Fingerprint, Sources\n"
+        "from reprolib.experiment.fingerprint import Fingerprint\n"
+        "from reprolib.experiment.sources import Sources\n"
         "class Kind(enum.Enum):\n    A = 'a'\n"
         "class Net(torch.nn.Linear):\n    pass\n"
         "torch.manual_seed(0)\n"

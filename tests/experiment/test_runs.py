@@ -142,7 +142,8 @@ def test_where_the_lines_are(suite, monkeypatch):
     ("profile", "lines", "expected"),
     [("standard", None, False), ("standard", True, True), ("full", None, True), ("full", False, False)],
 )
-def test_full_leaves_lines_and_any_run_may(suite, profile, lines, expected):
+def test_full_leaves_lines_and_any_run_may(suite, monkeypatch, profile, lines, expected):
+    monkeypatch.setenv("REPROLIB_WORKERS", "1")
     run = experiment.start("90_fixture", {**LITERALS, "profile": profile})
 
     @run.cached(lines=lines)
