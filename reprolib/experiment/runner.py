@@ -394,7 +394,7 @@ def run_notebooks(
     outcomes = [done[job.name] for job in jobs]
     if len(outcomes) > 1:
         print(f"\n{summary(outcomes, chosen)}", flush=True)
-    if not overrides:
+    if not overrides and not save_outputs:
         compare_with_reference(outcomes, chosen)
     failed = [outcome.name for outcome in outcomes if outcome.status == "failed"]
     if failed and len(outcomes) > 1:

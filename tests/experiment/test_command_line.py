@@ -280,7 +280,7 @@ def test_a_signal_ends_kernels_and_workers(suite, tmp_path, name, at_once):
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     running = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
     try:
-        limit = time.monotonic() + 240
+        limit = time.monotonic() + 400
         while len(list(started.iterdir())) < 2 * at_once:
             assert running.poll() is None and time.monotonic() < limit
             time.sleep(0.1)
