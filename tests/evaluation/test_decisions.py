@@ -79,7 +79,7 @@ def test_the_papers_effect_contradicts():
     found = decide(ours, base, better="lower", paper_effect=0.3)
     assert found.relative.high < 0.1 and found.difference.low < 0 < found.difference.high
     assert found.verdict == "contradicted" and "third of the paper's 0.3" in found.reason
-    within = 3.03 * found.relative.high
+    within = 2.97 * found.relative.high
     assert decide(ours, base, better="lower", paper_effect=within).verdict == "inconclusive"
     # a small effect on the paper's side is the paper's sentence, and is called small
     found = decide(base * 0.97, base, better="lower", paper_effect=0.3)
