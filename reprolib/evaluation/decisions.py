@@ -275,7 +275,7 @@ def power(
     else:
         reproduced = 1 - below(half)
         contradicted = below(-half if paper_effect is None else np.minimum(paper_effect * _THIRD - half, half))
-    yes, no = float(_WEIGHTS @ reproduced), float(_WEIGHTS @ contradicted)
+    yes, no = (min(float(_WEIGHTS @ chance), 1.0) for chance in (reproduced, contradicted))
     return {"reproduced": yes, "contradicted": no, "inconclusive": max(1 - yes - no, 0.0)}
 
 
