@@ -147,7 +147,11 @@ def rows_of(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
     for name in wanted:
         if len(found[name]) > 1:
             first, second = (names[row] for row in found[name][:2])
-            either = f"is the name of {len(found[name])} embeddings" if first == second else f"may be {first!r} or {second!r}"
+            either = (
+                f"is the name of {len(found[name])} embeddings"
+                if first == second
+                else f"may be {first!r} or {second!r}"
+            )
             raise ValueError(f"{name!r} in the pairs {either}")
     return np.array([found[name][0] for name in wanted])
 
@@ -181,10 +185,8 @@ def notes_on(pairs: PairList, first: np.ndarray, second: np.ndarray) -> tuple[st
     genuine = np.bincount(pairs.folds, weights=pairs.same, minlength=pairs.fold_count)
     for kind, folds in (("genuine", np.flatnonzero(genuine == counts)), ("impostor", np.flatnonzero(genuine == 0))):
         if len(folds):
-            found.append(
-                f"{_numbered(folds + 1)} {'hold' if len(folds) > 1 else 'holds'} {kind} pairs only, so that no threshold "
-                "is judged on both kinds there; store the pairs fold by fold"
-            )
+            hold = f"{_numbered(folds + 1)} {'hold' if len(folds) > 1 else 'holds'} {kind} pairs only"
+            found.append(f"{hold}, so that no threshold is judged on both kinds there; store the pairs fold by fold")
     low, high = np.minimum(first, second), np.maximum(first, second)
     kept, index = np.unique(np.stack((low, high)), axis=1, return_inverse=True)
     times = np.bincount(index.ravel())

@@ -202,7 +202,10 @@ HUGE = npy(np.zeros((2, 2))).replace(b"(2, 2)", b"(2000000000000, 9)").replace(b
         (save(embeddings=separable(), names=np.arange(36)), "must be 36 strings"),
         (save(embeddings=separable(), names=names().astype(object)), "names in"),
         (save(embeddings=separable(), names=np.array([b"\xff"] * 36)), "not UTF-8"),
-        (save(embeddings=np.tile(separable(), (2, 1)), names=np.tile(names(), 2)), "in the pairs is the name of 2 embed"),
+        (
+            save(embeddings=np.tile(separable(), (2, 1)), names=np.tile(names(), 2)),
+            "in the pairs is the name of 2 embed",
+        ),
         (with_value(np.nan), "'P1_0002'"),
         (with_value(np.inf), "NaN or infinite"),
         (with_value(0.0), "only zeros"),
@@ -297,7 +300,9 @@ def test_a_list_sorted_by_label_is_told_so():
     assert all("store the pairs fold by fold" in note and f"note: {note}." in text for note in notes)
     # the star of the accuracy is explained by the folds, not by a lack of errors
     stars = [line for line in text.splitlines() if line.startswith("*")]
-    assert not found.accuracies["exact"].accuracy.supported and "* this accuracy has folds of one kind" in "".join(stars)
+    assert not found.accuracies["exact"].accuracy.supported and "* this accuracy has folds of one kind" in "".join(
+        stars
+    )
     assert verify.as_document(found)["notes"] == list(notes)
     # one fold of one kind among mixed ones
     mixed = [line for pair in zip(genuine, impostor, strict=True) for line in pair]
@@ -327,13 +332,16 @@ def test_a_pair_listed_as_both_kinds_is_told():
     rows, listed, genuine, _ = noisy()
     both = [line for a, b, _ in genuine for line in ((a, b, 1), (b, a, 0))]
     notes, _, _ = report(rows, listed, both)
-    assert any(note == "40 pairs are listed as genuine and as impostor, the first is 'Q000_0001' with 'Q000_0002'" for note in notes)
+    assert any(
+        note == "40 pairs are listed as genuine and as impostor, the first is 'Q000_0001' with 'Q000_0002'"
+        for note in notes
+    )
 
 
 def test_an_image_paired_with_itself_under_two_names():
     rows, listed, genuine, impostor = noisy()
     lines = [genuine[0], impostor[0], ("x/Q003_0001.jpg", "Q003_0001", 1), impostor[1]]
-    with pytest.raises(ValueError, match="two images, got 'x/Q003_0001.jpg' and 'Q003_0001'"):
+    with pytest.raises(ValueError, match=r"two images, got 'x/Q003_0001\.jpg' and 'Q003_0001'"):
         report(rows, listed, lines, folds=2)
 
 

@@ -24,9 +24,9 @@ def baselines(
     - "lda": the first `discriminants` linear discriminants of those components, unit S_w (Fisherfaces: Belhumeur,
       Hespanha, Kriegman 1997, where PCA makes S_w regular as well).
 
-    The number of components is at most N minus the number of classes, the rank of S_w, and that of pixels; the number of
-    discriminants at most the number of classes less 1; directions without within-class spread are dropped. Class means
-    are over the classes of `train_labels` (N,); a class of one image adds nothing to S_w.
+    There are at most as many components as N minus the number of classes, the rank of S_w, and as pixels, and at most
+    as many discriminants as classes less 1; directions without within-class spread are dropped. A class of one image
+    adds nothing to S_w.
 
     Raises TypeError unless the images are uint8, ValueError for shapes that differ, fewer than two classes, or no class
     with two different images.

@@ -208,12 +208,18 @@ def _superiority(
     sign = -1 if better == "lower" else 1
     low, high = sorted((sign * difference.low, sign * difference.high))
     shown = f"the {difference.level:.0%} interval of the difference, [{difference.low:.4g}, {difference.high:.4g}],"
-    effect = gain if relative else Estimate(
-        sign * difference, low, high, level=difference.level, count=difference.count, method=difference.method
+    effect = (
+        gain
+        if relative
+        else Estimate(
+            sign * difference, low, high, level=difference.level, count=difference.count, method=difference.method
+        )
     )
     small = paper_effect is not None and effect is not None and effect.high < paper_effect * _THIRD
-    third = "" if effect is None or paper_effect is None else (
-        f"the effect is at most {effect.high:.3g}, below a third of the paper's {paper_effect:.3g}"
+    third = (
+        ""
+        if effect is None or paper_effect is None
+        else (f"the effect is at most {effect.high:.3g}, below a third of the paper's {paper_effect:.3g}")
     )
     if low > 0:
         return "reproduced", f"{shown} lies on the paper's side of 0" + (f", though {third}" if small else "")
@@ -269,7 +275,7 @@ def power(
     else:
         reproduced = 1 - below(half)
         contradicted = below(-half if paper_effect is None else np.minimum(paper_effect * _THIRD - half, half))
-    yes, no = float(_WEIGHTS @ reproduced), float(_WEIGHTS @ contradicted)
+    yes, no = (min(float(_WEIGHTS @ chance), 1.0) for chance in (reproduced, contradicted))
     return {"reproduced": yes, "contradicted": no, "inconclusive": max(1 - yes - no, 0.0)}
 
 

@@ -68,7 +68,9 @@ def judge(
     people with several images, or a FAR outside (0, 1]; TypeError for wrong dtypes.
     """
     rows = row_tensor(feature_rows(embeddings, "embeddings"))
-    unit = unit_rows(rows.to("cpu", torch.float64 if rows.dtype == torch.float64 else torch.float32), "embeddings").numpy()
+    unit = unit_rows(
+        rows.to("cpu", torch.float64 if rows.dtype == torch.float64 else torch.float32), "embeddings"
+    ).numpy()
     people = np.unique(label_array(labels, "labels", len(unit)), return_inverse=True)[1]
     counts = np.bincount(people)
     if (counts > 1).sum() < 2:

@@ -86,12 +86,21 @@ def tar_at_far(
 
 
 def rates_above(
-    found: np.ndarray, thresholds: Sequence[float] | np.ndarray, fars: np.ndarray, trials: int, impostors: int, level: float
+    found: np.ndarray,
+    thresholds: Sequence[float] | np.ndarray,
+    fars: np.ndarray,
+    trials: int,
+    impostors: int,
+    level: float,
 ) -> list[Estimate]:
     """Share of `trials` with a score in `found` above the threshold of each FAR, set on `impostors` scores."""
     return [
         proportion(
-            count_above(found, threshold), trials, level=level, note="threshold held fixed", supported=is_supported(far, impostors)
+            count_above(found, threshold),
+            trials,
+            level=level,
+            note="threshold held fixed",
+            supported=is_supported(far, impostors),
         )
         for threshold, far in zip(thresholds, fars, strict=True)
     ]

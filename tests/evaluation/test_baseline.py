@@ -17,7 +17,9 @@ def images(people=25, each=8, seed=0, size=10, offset=0):
     person = generator.normal(size=(people, 6))[labels] @ shapes[:6]
     light = 4 * generator.normal(size=(len(labels), 3)) @ shapes[6:]
     noise = generator.normal(size=(len(labels), size * size))
-    return (128 + 8 * (person + light + noise)).clip(0, 255).astype(np.uint8).reshape(-1, 1, size, size), labels + offset
+    return (128 + 8 * (person + light + noise)).clip(0, 255).astype(np.uint8).reshape(
+        -1, 1, size, size
+    ), labels + offset
 
 
 def test_within_class_whitening_by_its_definition():

@@ -42,7 +42,7 @@ def test_identification_by_brute_force():
     gallery = list(first.values())
     hits = [labels[gallery[int(np.argmax(unit[gallery] @ unit[i]))]] == labels[i] for i in probes]
     assert found.rank1 == pytest.approx(np.mean(hits)) and 0.2 < found.rank1 < 0.95
-    # open set: people 0, 2, 4 .. are enrolled, the 120 images of the others are impostors: 24 and 12 above the thresholds
+    # open set: people 0, 2, 4 .. are enrolled, the others are 120 impostors: 24 and 12 pass
     enrolled = [first[person] for person in range(0, 40, 2)]
     best = {i: (unit[enrolled] @ unit[i]).max() for i in range(240) if i not in enrolled}
     strangers = np.sort([score for i, score in best.items() if labels[i] % 2])[::-1]
@@ -59,8 +59,8 @@ def test_identification_by_brute_force():
 
 def test_separable_people():
     labels = np.repeat(np.arange(30), 5)
-    found = judge(torch.eye(30)[torch.from_numpy(labels)], torch.from_numpy(labels), draws=5, fars=[0.1])
-    assert found.equal_error_rate == 0 and found.auc == found.rank1 == found.dir[0.1] == 1
+    found = judge(torch.eye(30)[torch.from_numpy(labels)], torch.from_numpy(labels), draws=5, fars=[0.2])
+    assert found.equal_error_rate == 0 and found.auc == found.rank1 == found.dir[0.2] == 1
     # thirty people, all right: not certain
     assert found.rank1.low == pytest.approx(0.025 ** (1 / 30)) and found.auc.low < 1
 
@@ -76,7 +76,11 @@ def test_kinds_lengths_and_labels_do_not_matter():
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        (lambda rows, labels: (rows, np.arange(len(labels))), ValueError, "at least 2 people with several images, got 0"),
+        (
+            lambda rows, labels: (rows, np.arange(len(labels))),
+            ValueError,
+            "at least 2 people with several images, got 0",
+        ),
         (lambda rows, labels: (rows, labels[:-1]), ValueError, "labels must have"),
         (lambda rows, labels: (rows, labels * 1.0), TypeError, "labels must be integers"),
         (lambda rows, labels: (0 * rows, labels), ValueError, "zero vector"),
