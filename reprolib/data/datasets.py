@@ -4,8 +4,8 @@
     mnist.train_images.shape                  # (60000, 1, 28, 28), uint8
 
 Layout under `data_root()`: mnist/mnist.npz, fashion_mnist/fashion_mnist.npz, orl/orl.npz, cifar10/cifar10.npz,
-lfw/lfw_112.npz and lfw/pairs.txt. Each .npz holds uint8 arrays and their SHA-256 and is made from whatever the set comes
-as (IDX, PGM, pickles, JPEG) when it is first needed; those files may lie in the same folders.
+lfw/lfw_112.npz and lfw/pairs.txt. Each .npz holds uint8 arrays and their SHA-256 and is made from what the set comes as
+(IDX, PGM, pickles, JPEG) when it is first needed; those files may lie in the same folders.
 """
 
 from __future__ import annotations

@@ -299,7 +299,7 @@ class FaceRecords(FaceImages):
     @cached_property
     def labels(self) -> torch.Tensor:  # type: ignore[override]
         """Class of each image, int64 (N,), as stored: from both ends of each identity, else from all records."""
-        keys, offsets = self._images
+        offsets = self._images[1]
         values = self._labels_of_identities()
         if values is None:
             values = self._first_labels(offsets)
@@ -368,7 +368,7 @@ def exact_stop(value: float, keys: np.ndarray, has_image: Callable[[int], bool])
 
 
 class FaceFolder(FaceImages):
-    """The JPEG and PNG files in the folder `path`, one sub-folder a class, in alphabetical order, as ImageFolder has it.
+    """The JPEG and PNG files in the folder `path`, one sub-folder a class, in alphabetical order, as in ImageFolder.
 
     `classes` are the names of the sub-folders. Raises `ValueError` for a folder without images.
     """

@@ -21,7 +21,7 @@ from reprolib.data.files import DataCorrupted
 # None has one a byte
 OPERATION_LIMIT, OPERATIONS_AT_LEAST, BYTES_AN_OPERATION = 2**20, 2**15, 32
 _DTYPES = ("b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8", "O8")
-# what a name stands for; numpy 2 moved its modules, Python 3 renamed the built-in ones
+# what a name stands for: numpy 2 moved its modules, Python 3 renamed the built-in ones
 _NAMES = {
     "numpy ndarray": "ndarray",
     "numpy dtype": "dtype",
@@ -45,7 +45,7 @@ _TUPLES = {ord(")"): 0, 0x85: 1, 0x86: 2, 0x87: 3}
 
 
 def read_pickle(raw: bytes, label: str) -> Any:
-    """What the pickle `raw` holds: None, bool, int, bytes, str, list, tuple, dict, and arrays that cannot be written to.
+    """What the pickle `raw` holds: None, bool, int, bytes, str, list, tuple, dict, and read-only arrays.
 
     An array of objects comes as the list of them. Raises `DataCorrupted` naming `label` for a pickle that is cut off or
     goes on behind its end, and for one that asks for anything else.

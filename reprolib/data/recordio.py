@@ -151,7 +151,8 @@ def read_index(path: Path, limit: int) -> tuple[np.ndarray, np.ndarray]:
                 number += block.count(b"\n")
                 continue
             found: list[int] = []
-            for number, line in enumerate(block.splitlines(), start=number + 1):
+            for line in block.splitlines():
+                number += 1
                 if match := _INDEX_LINE.fullmatch(line):
                     found += int(match[1]), int(match[2])
                 elif line.strip():

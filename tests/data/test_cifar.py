@@ -192,9 +192,9 @@ def test_tar_archives_are_read_with_bounds(monkeypatch):
         bundle.addfile(link)
     assert Tree.tarball(stream.getvalue(), "T").names == []
     monkeypatch.setattr("reprolib.data.files.NAME_LIMIT", 1)
-    with pytest.raises(DataCorrupted, match="T is not a readable tar archive .it has more than 1 members"):
+    with pytest.raises(DataCorrupted, match=r"T is not a readable tar archive .it has more than 1 members"):
         Tree.tarball(raw, "T")
-    with pytest.raises(DataCorrupted, match="T holds more than the .* bytes expected"):
+    with pytest.raises(DataCorrupted, match=r"T holds more than the .* bytes expected"):
         Tree.tarball(gzip.compress(bytes(2**24)), "T")
 
 
