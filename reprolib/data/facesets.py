@@ -392,7 +392,7 @@ class FaceFolder(FaceImages):
                 classes.append(folder)
         if not names:
             raise ValueError(f"path must hold one folder a class with JPEG or PNG files, got {self.path}")
-        kept = self._left([os.fsdecode(name) for name in names] if self.skip else names)
+        kept = self._left([os.fsdecode(name) for name in names] if self.skip else range(len(names)))
         return tuple(classes), np.array(names)[kept], np.array(labels)[kept]
 
     @property

@@ -240,8 +240,8 @@ def parse_landmarks(raw: bytes, label: str) -> dict[str, np.ndarray]:
 
 
 def _find_landmarks(tree: Tree, label: str) -> dict[str, np.ndarray] | None:
-    for place in (tree, tree.beside):
-        for name in place.names if place is not None else ():
+    for place in (tree, *([tree.beside] if tree.beside else [])):
+        for name in place.names:
             if _LANDMARKS_FILE.match(name):
                 if "funneled" in label:
                     raise DataCorrupted(f"{label} is a funneled version, {name} has the landmarks of the original one")

@@ -190,7 +190,9 @@ def write_records(
     path = Path(path)
     if path.suffix != ".rec":
         raise ValueError(f"path must be called something.rec, got {path.name}")
-    lines, offset, first, begins = [], 0, int(identities), []
+    lines: list[str] = []
+    begins: list[int] = []
+    offset, first = 0, int(identities)
     with open_atomic(path) as stream:
 
         def write(key: int, values: Sequence[float], image: bytes = b"") -> None:
