@@ -72,7 +72,7 @@ def call_each(function: Callable[..., Any], rows: Sequence[tuple[Any, ...]], wor
         path = Path(folder, "function.pickle")
         path.write_bytes(cloudpickle.dumps(function))
         try:
-            calls = _in_processes([joblib.delayed(_call)(str(path), row) for row in rows], workers)
+            calls = _in_processes([joblib.delayed(_call)(str(path), row, os.getpid()) for row in rows], workers)
             for done, _ in enumerate(calls, 1):
                 tell(name, done, len(rows), time.monotonic() - began)
         except TerminatedWorkerError:
@@ -87,7 +87,7 @@ def _in_processes(tasks: list[Any], workers: int) -> Iterator[Any]:
 
 
 def _bring_up(workers: int) -> None:
-    list(_in_processes([joblib.delayed(_prepare)() for _ in range(workers)], workers))
+    list(_in_processes([joblib.delayed(_prepare)(os.getpid()) for _ in range(workers)], workers))
 
 
 @functools.lru_cache(maxsize=1)
@@ -96,10 +96,10 @@ def _function(path: str) -> Callable[..., Any]:
 
 
 @functools.lru_cache(maxsize=1)
-def _prepare() -> None:
-    """Once in each process: one thread, and an end when the notebook's process ends, even if that is killed."""
+def _prepare(parent: int) -> None:
+    """Once in each process: one thread, and an end when the notebook's process `parent` ends, even if it is killed."""
     use_one_thread(torch.device("cpu"))
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
 
 
 def _leave_with(parent: int) -> None:
@@ -108,6 +108,7 @@ def _leave_with(parent: int) -> None:
     os._exit(1)
 
 
-def _call(path: str, row: tuple[Any, ...]) -> None:
-    _prepare()
+def _call(path: str, row: tuple[Any, ...], parent: int) -> None:
+    # The parent may have died while this process was still loading torch.
+    _prepare(parent)
     _function(path)(*row)
