@@ -25,6 +25,13 @@ class Estimate(float):
     hold.
     """
 
+    low: float
+    high: float
+    level: float
+    count: int
+    method: str
+    supported: bool
+
     def __new__(
         cls,
         value: float,

@@ -153,7 +153,7 @@ def test_where_tabs_separate_a_name_may_hold_spaces(name):
     assert pairs.second == (f"{name}_0002", "Eva B_0001", "Eva B_0002", f"{name}_0002")
     listed = parse_pairs(f"{name}_1\tEva B_1\t0\r\nEva B_1 \tEva B_2\t1\n", plain_folds=2)
     assert (listed.first, listed.second) == ((f"{name}_1", "Eva B_1"), ("Eva B_1", "Eva B_2"))
-    with pytest.raises(ValueError, match=r"line 2 must be a genuine pair .* got '.*\\\\t1'"):
+    with pytest.raises(ValueError, match=r"line 2 must be a genuine pair .* got '.*\\t1'"):
         parse_pairs(f"1\t1\n{name}\t1\n{name}\t1\tEva\t1\n")
 
 
