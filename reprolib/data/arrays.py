@@ -34,7 +34,7 @@ def checksum(arrays: Mapping[str, np.ndarray]) -> str:
     for key in sorted(arrays):
         array = np.ascontiguousarray(arrays[key])
         digest.update(f"{key} {array.dtype.str} {array.shape};".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -61,7 +61,7 @@ def pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
             # a ZipInfo carries the fixed date 1980-01-01
             with bundle.open(zipfile.ZipInfo(f"{key}.npy"), "w") as member:
                 np.lib.format.write_array_header_1_0(member, np.lib.format.header_data_from_array_1_0(array))
-                member.write(array.reshape(-1).view(np.uint8))
+                member.write(array.reshape(-1).view(np.uint8).data)
     return stream.getvalue()
 
 

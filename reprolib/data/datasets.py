@@ -4,8 +4,8 @@
     mnist.train_images.shape                  # (60000, 1, 28, 28), uint8
 
 Layout under `data_root()`: mnist/mnist.npz, fashion_mnist/fashion_mnist.npz, orl/orl.npz, cifar10/cifar10.npz,
-lfw/lfw_112.npz and lfw/pairs.txt. Each .npz holds uint8 arrays and their SHA-256 and is made from whatever the set comes
-as (IDX, PGM, pickles, JPEG) when it is first needed; those files may lie in the same folders.
+lfw/lfw_112.npz and lfw/pairs.txt. Each .npz holds uint8 arrays and their SHA-256 and is made from what the set comes as
+(IDX, PGM, pickles, JPEG) when it is first needed; those files may lie in the same folders.
 """
 
 from __future__ import annotations
@@ -79,11 +79,9 @@ def load(
             raise
         announcer(name)(f"{error} USING scikit-learn's 8x8 digits INSTEAD: no result below is about {name}.")
         return _load_digits(device)
-    parts = []
-    for split in ("train", "test"):
-        parts.append(torch.tensor(arrays[f"{split}_images"]).unsqueeze(1).to(device))
-        parts.append(torch.tensor(arrays[f"{split}_labels"], dtype=torch.int64).to(device))
-    return ImageDataset(name, *parts, NUM_CLASSES, digest[:16])
+    images = [torch.tensor(arrays[f"{split}_images"]).unsqueeze(1).to(device) for split in ("train", "test")]
+    labels = [torch.tensor(arrays[f"{split}_labels"], dtype=torch.int64).to(device) for split in ("train", "test")]
+    return ImageDataset(name, images[0], labels[0], images[1], labels[1], NUM_CLASSES, digest[:16])
 
 
 def fetch(name: str, root: str | Path | None = None, source: str | Path | None = None, quiet: bool = False) -> Path:
@@ -119,8 +117,8 @@ def load_cifar10(root: str | Path | None = None, device: str | torch.device = "c
     pixels, classes = torch.tensor(arrays["images"]), torch.tensor(arrays["labels"], dtype=torch.int64)
     variant = array_text(arrays["variant"], CIFAR10.name)
     splits = slice(0, -CIFAR10.batch), slice(-CIFAR10.batch, None)
-    parts = [part[rows].to(device) for rows in splits for part in (pixels, classes)]
-    return ImageDataset(variant, *parts, NUM_CLASSES, digest[:16])
+    train, test = ((pixels[rows].to(device), classes[rows].to(device)) for rows in splits)
+    return ImageDataset(variant, *train, *test, NUM_CLASSES, digest[:16])
 
 
 def fetch_command(name: str, description: str, arguments: Sequence[str] | None = None) -> int:
@@ -177,4 +175,5 @@ def _load_digits(device: str | torch.device) -> ImageDataset:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.numpy().tobytes())
-    return ImageDataset("digits", *(part.to(device) for part in parts), NUM_CLASSES, digest.hexdigest()[:16])
+    train, held = ((images[rows].to(device), labels[rows].to(device)) for rows in (~test, test))
+    return ImageDataset("digits", *train, *held, NUM_CLASSES, digest.hexdigest()[:16])

@@ -13,6 +13,7 @@ import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,7 +106,7 @@ def load_facebin(path: str | Path) -> FacePairs:
         raise DataCorrupted(str(error)) from error
 
 
-def _file_bytes(image: object) -> object:
+def _file_bytes(image: Any) -> Any:
     """The bytes of a file that is stored as an array; whatever else is left to `FacePairs` to judge."""
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and (image.ndim == 1 or image.shape[1:] == (1,)):
         return image.tobytes()

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
 
-from reprolib.data.arrays import read_arrays
+from reprolib.data.arrays import Shape, read_arrays
 from reprolib.data.fetching import Arrays, Recipe, data_root, load_recipe
 from reprolib.data.files import DataCorrupted, Tree
 
@@ -71,7 +72,7 @@ class OrlRecipe(Recipe):
 
     name = "orl"
     file = "orl.npz"
-    shapes = {"images": SHAPE, "labels": SHAPE[:1]}
+    shapes: Mapping[str, Shape] = MappingProxyType({"images": SHAPE, "labels": SHAPE[:1]})
     limit = 2**24
     mirrors = ("https://www.cl.cam.ac.uk/Research/DTG/attarchive/pub/data/att_faces.zip",)
     raw_folders = ("orl",)

@@ -299,7 +299,7 @@ class FaceRecords(FaceImages):
     @cached_property
     def labels(self) -> torch.Tensor:  # type: ignore[override]
         """Class of each image, int64 (N,), as stored: from both ends of each identity, else from all records."""
-        keys, offsets = self._images
+        offsets = self._images[1]
         values = self._labels_of_identities()
         if values is None:
             values = self._first_labels(offsets)
@@ -368,7 +368,7 @@ def exact_stop(value: float, keys: np.ndarray, has_image: Callable[[int], bool])
 
 
 class FaceFolder(FaceImages):
-    """The JPEG and PNG files in the folder `path`, one sub-folder a class, in alphabetical order, as ImageFolder has it.
+    """The JPEG and PNG files in the folder `path`, one sub-folder a class, in alphabetical order, as in ImageFolder.
 
     `classes` are the names of the sub-folders. Raises `ValueError` for a folder without images.
     """
@@ -392,7 +392,7 @@ class FaceFolder(FaceImages):
                 classes.append(folder)
         if not names:
             raise ValueError(f"path must hold one folder a class with JPEG or PNG files, got {self.path}")
-        kept = self._left([os.fsdecode(name) for name in names] if self.skip else names)
+        kept = self._left([os.fsdecode(name) for name in names] if self.skip else range(len(names)))
         return tuple(classes), np.array(names)[kept], np.array(labels)[kept]
 
     @property

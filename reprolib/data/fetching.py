@@ -20,6 +20,7 @@ import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -104,7 +105,8 @@ class Recipe(ABC):
         def take(name: str) -> Arrays:
             return self.unpack(tree.read(name, self.limit), f"{name} in {tree.label}")[0]
 
-        for make in (*(partial(take, name) for name in self.stored(tree)), *self.candidates(tree)):
+        stored: list[Callable[[], Arrays]] = [partial(take, name) for name in self.stored(tree)]
+        for make in chain(stored, self.candidates(tree)):
             try:
                 arrays = make()
                 self.verify(arrays, checksum(arrays), tree.label)

@@ -31,7 +31,7 @@ FILES = {
 }
 
 
-def parse_idx(content: bytes, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+def parse_idx(content: bytes, name: str, shape: Shape | None = None) -> np.ndarray:
     """The uint8 array that the uncompressed IDX file `content` holds, as a view of it.
 
     `shape`, if given, is the only shape accepted. Raises `DataCorrupted` naming the file `name` for a wrong

@@ -13,10 +13,11 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from reprolib.data import fetching
 from reprolib.data.alignment import SIZE, align
-from reprolib.data.arrays import array_text, checksum, text_array
+from reprolib.data.arrays import Shape, array_text, checksum, text_array
 from reprolib.data.faces import FaceDataset
 from reprolib.data.fetching import Arrays, Recipe, Stored, announcer, data_root, load_recipe
 from reprolib.data.files import DataCorrupted, Tree, gunzip
@@ -86,7 +87,9 @@ class LfwRecipe(Recipe):
 
     name = "lfw"
     file = "lfw_112.npz"
-    shapes = {"images": (None, 3, SIZE, SIZE), "names": (None,), "alignment": (None,)}
+    shapes: Mapping[str, Shape] = MappingProxyType(
+        {"images": (None, 3, SIZE, SIZE), "names": (None,), "alignment": (None,)}
+    )
     mirrors = ("https://ndownloader.figshare.com/files/5976018", "http://vis-www.cs.umass.edu/lfw/lfw.tgz")
     raw_folders = ("lfw",)
     advice = (
@@ -182,7 +185,7 @@ class PairsRecipe(Recipe):
 
     name = "lfw"
     file = "pairs.txt"
-    shapes = {"text": (None,)}
+    shapes: Mapping[str, Shape] = MappingProxyType({"text": (None,)})
     limit = 2**20
     mirrors = ("https://ndownloader.figshare.com/files/5976006", "http://vis-www.cs.umass.edu/lfw/pairs.txt")
     advice = "Connect to the network, or name a folder that holds pairs.txt with --from."
@@ -237,8 +240,8 @@ def parse_landmarks(raw: bytes, label: str) -> dict[str, np.ndarray]:
 
 
 def _find_landmarks(tree: Tree, label: str) -> dict[str, np.ndarray] | None:
-    for place in (tree, tree.beside):
-        for name in place.names if place is not None else ():
+    for place in (tree, *([tree.beside] if tree.beside else [])):
+        for name in place.names:
             if _LANDMARKS_FILE.match(name):
                 if "funneled" in label:
                     raise DataCorrupted(f"{label} is a funneled version, {name} has the landmarks of the original one")

@@ -9,7 +9,6 @@ plain containers only.
 from __future__ import annotations
 
 import codecs
-import itertools
 import math
 import struct
 from typing import Any, NoReturn
@@ -18,10 +17,11 @@ import numpy as np
 
 from reprolib.data.files import DataCorrupted
 
-# a verification set of 47,000 arrays needs that many; a list of None has one an entry and no other limit
-OPERATION_LIMIT = 2**20
+# operations, in all and by bytes: 22 make an array, and no file of a face is shorter than a thousand bytes; a list of
+# None has one a byte
+OPERATION_LIMIT, OPERATIONS_AT_LEAST, BYTES_AN_OPERATION = 2**20, 2**15, 32
 _DTYPES = ("b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8", "O8")
-# what a name stands for; numpy 2 moved its modules, Python 3 renamed the built-in ones
+# what a name stands for: numpy 2 moved its modules, Python 3 renamed the built-in ones
 _NAMES = {
     "numpy ndarray": "ndarray",
     "numpy dtype": "dtype",
@@ -45,7 +45,7 @@ _TUPLES = {ord(")"): 0, 0x85: 1, 0x86: 2, 0x87: 3}
 
 
 def read_pickle(raw: bytes, label: str) -> Any:
-    """What the pickle `raw` holds: None, bool, int, bytes, str, list, tuple, dict, and arrays that cannot be written to.
+    """What the pickle `raw` holds: None, bool, int, bytes, str, list, tuple, dict, and read-only arrays.
 
     An array of objects comes as the list of them. Raises `DataCorrupted` naming `label` for a pickle that is cut off or
     goes on behind its end, and for one that asks for anything else.
@@ -96,15 +96,15 @@ class _Machine:
         self.room = 4 * len(raw) + 2**10
 
     def run(self) -> Any:
-        for count in itertools.count():
-            if count > OPERATION_LIMIT:
-                raise ValueError(f"it has more than {OPERATION_LIMIT} operations")
+        limit = min(OPERATION_LIMIT, OPERATIONS_AT_LEAST + len(self.raw) // BYTES_AN_OPERATION)
+        for _ in range(limit):
             operation = self.take(1)[0]
             if operation == ord("."):
                 if self.at != len(self.raw) or self.below or len(self.stack) != 1:
                     raise ValueError(f"it ends at byte {self.at} of {len(self.raw)} with {len(self.stack)} values")
                 return self.stack[0]
             self.step(operation)
+        raise ValueError(f"it has more than {limit} operations in {len(self.raw)} bytes")
 
     def step(self, operation: int) -> None:
         stack = self.stack

@@ -151,7 +151,8 @@ def read_index(path: Path, limit: int) -> tuple[np.ndarray, np.ndarray]:
                 number += block.count(b"\n")
                 continue
             found: list[int] = []
-            for number, line in enumerate(block.splitlines(), start=number + 1):
+            for line in block.splitlines():
+                number += 1
                 if match := _INDEX_LINE.fullmatch(line):
                     found += int(match[1]), int(match[2])
                 elif line.strip():
@@ -189,7 +190,9 @@ def write_records(
     path = Path(path)
     if path.suffix != ".rec":
         raise ValueError(f"path must be called something.rec, got {path.name}")
-    lines, offset, first, begins = [], 0, int(identities), []
+    lines: list[str] = []
+    begins: list[int] = []
+    offset, first = 0, int(identities)
     with open_atomic(path) as stream:
 
         def write(key: int, values: Sequence[float], image: bytes = b"") -> None:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reprolib.data import DataCorrupted, DataUnavailable, data_root, fetch, load
-from reprolib.data.datasets import RECIPES, fetch_command
 from reprolib.data.arrays import checksum
+from reprolib.data.datasets import RECIPES, fetch_command
 from reprolib.data.files import gunzip
 from reprolib.data.idx import FASHION_MNIST, FILES, MNIST, encode_idx, parse_idx
 

@@ -198,7 +198,9 @@ CENTRAL, LOCAL = b"PK\x01\x02", b"PK\x03\x04"
 ARCHIVES = {
     "a version that is not known": altered(zipped("mnist.npz"), CENTRAL, 6, b"\x63"),
     "an empty name": zipped("x").replace(b"\x01\x00\x00\x00x", b"\x00\x00\x00\x00x"),
-    "a local name that is no text": altered(altered(zipped("mnist.npz"), LOCAL, 6, b"\x00\x08"), LOCAL, 30, b"\xff\xfe"),
+    "a local name that is no text": altered(
+        altered(zipped("mnist.npz"), LOCAL, 6, b"\x00\x08"), LOCAL, 30, b"\xff\xfe"
+    ),
     "properties of lzma": altered(zipped("mnist.npz", bytes(999), zipfile.ZIP_LZMA), LOCAL, 30 + 9 + 4, b"\xff" * 5),
     "another compression": altered(altered(zipped("mnist.npz"), CENTRAL, 10, b"\x62"), LOCAL, 8, b"\x62"),
     "encrypted": altered(altered(zipped("mnist.npz"), CENTRAL, 8, b"\x01"), LOCAL, 6, b"\x01"),

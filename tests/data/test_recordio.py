@@ -156,7 +156,7 @@ def test_property(text, tmp_path):
         assert found.num_classes == 3 and found.load([2])[1].tolist() == [2]
     else:
         with pytest.raises(DataCorrupted, match="num_classes,height,width"):
-            found.num_classes
+            print(found.num_classes)
 
 
 def test_an_index_is_read_wherever_its_meaning_is_clear(tmp_path):
@@ -248,7 +248,7 @@ def test_labels_of_identities_are_those_of_the_records(tmp_path):
     (tmp_path / "train.rec").write_bytes(raw)
     changed = FaceRecords(tmp_path)
     assert changed.labels.tolist() == labels
-    with pytest.raises(DataCorrupted, match="record 2 of .* has the label 3, its identity 0"):
+    with pytest.raises(DataCorrupted, match=r"record 2 of .* has the label 3, its identity 0"):
         changed.image(1)
     # ends that differ are no range of one label
     struct.pack_into("<f", raw, int(offsets[2]) + 12, 3)
@@ -263,7 +263,8 @@ def test_the_end_of_more_images_than_float32_can_count():
     # 2^24 + 1 rounds to 2^24, 2^24 + 3 to 2^24 + 4
     for stop in range(2**24 - 3, 2**24 + 9):
         keys = np.arange(2**24 - 20, 2**24 + 20)[::-1]
-        assert exact_stop(float(np.float32(stop)), keys, lambda place: keys[place] < stop) == stop
+        has_image = (keys < stop).tolist()
+        assert exact_stop(float(np.float32(stop)), keys, has_image.__getitem__) == stop
 
 
 def test_hostile_records_are_refused_at_once(tmp_path):
@@ -276,7 +277,7 @@ def test_hostile_records_are_refused_at_once(tmp_path):
     for label in (-5.0, 2.5, 1e30, float("inf"), float("nan"), 0.0):
         raw = part(content([label, label], 0, b"")) + part(content([0], 1, PACKED.images[0]))
         PACKED.write(tmp_path, raw, b"0\t0\n1\t40\n")
-        with pytest.raises(DataCorrupted, match="record 0 of .* is a header|lacks the key 2"):
+        with pytest.raises(DataCorrupted, match=r"record 0 of .* is a header|lacks the key 2"):
             len(FaceRecords(tmp_path))
 
 
@@ -328,7 +329,7 @@ def test_folders_of_images(tmp_path):
     assert torch.equal(pickle.loads(pickle.dumps(kept)).image(1), kept.image(1))
     with pytest.raises(ValueError, match="one folder a class"):
         len(open_faces(tmp_path / "a"))
-    with pytest.raises(ValueError, match="skip must hold keys of images in .*, got 'c'"):
+    with pytest.raises(ValueError, match=r"skip must hold keys of images in .*, got 'c'"):
         len(open_faces(tmp_path, skip=["c"]))
 
 

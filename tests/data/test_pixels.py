@@ -1,0 +1,73 @@
+"""Decoding within bounds: 16-bit grey levels keep their upper half, files that unfold without measure are refused."""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reprolib.data import DataCorrupted
+from reprolib.data.pixels import SIDE_LIMIT, decode_image, decode_tensor
+
+RAMP = np.tile(np.arange(0, 2**16, 257, dtype=np.uint16), (5, 1))
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG file by hand: `rows` with a filter byte each (PNG specification, section 11)."""
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)), *chunks]
+    parts += [(b"IDAT", zlib.compress(rows, 9)), (b"IEND", b"")]
+    body = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+def saved(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "kind", ["grey", "grey and alpha", "colour", "colour and alpha", "grey with a transparent level"]
+)
+def test_16_bits_become_the_upper_8(kind):
+    colour = {"grey": 0, "grey and alpha": 4, "colour": 2, "colour and alpha": 6}.get(kind, 0)
+    channels = {0: 1, 4: 2, 2: 3, 6: 4}[colour]
+    values = np.repeat(RAMP[:, :, None], channels, axis=2) ^ np.arange(channels, dtype=np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = [(b"tRNS", b"\0\7")] if "transparent" in kind else []
+    found = decode_tensor(png(256, 5, 16, colour, rows, *chunks), "a.png").numpy()
+    assert found.shape == (3, 5, 256) and np.array_equal(found, np.broadcast_to(RAMP >> 8, found.shape))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_other_modes_are_what_pillow_makes_of_them(mode):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 8, 3), dtype=np.uint8)).convert(mode)
+    expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(decode_tensor(saved(image), "a.png").numpy(), expected)
+
+
+def test_images_that_unfold_without_measure_are_refused_at_once():
+    blank = bytes(SIDE_LIMIT * 3 + 1)
+    scan = saved(Image.new("RGB", (2048, 2048)), "JPEG", progressive=True)
+    last = scan.rindex(b"\xff\xda")
+    bad = {
+        "4096 x 4096 pixels in .* bytes": png(SIDE_LIMIT, SIDE_LIMIT, 8, 2, blank * 50),
+        "far too large": png(2**31 - 1, 2**31 - 1, 8, 2, b""),
+        "allowed are 4096 a side": png(SIDE_LIMIT + 1, 1, 8, 2, bytes(4)),
+        "scans of 2048 x 2048 pixels": scan[:-2] + scan[last:-2] * 2000 + scan[-2:],
+        "no readable": png(9, 9, 8, 2, b"\0" * 20),
+    }
+    for message, raw in bad.items():
+        start = time.process_time()
+        with pytest.raises(DataCorrupted, match=f"a.png .*{message}"):
+            decode_tensor(raw, "a.png")
+        assert time.process_time() - start < 1
+    # usual numbers of scans, large photographs and small blank ones are fine
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1100, 1000, 3), dtype=np.uint8))
+    assert decode_image(saved(noise, "JPEG", progressive=True), "a.jpg").size == (1000, 1100)
+    assert decode_image(saved(Image.new("RGB", (1000, 1000))), "a.png").size == (1000, 1000)
