@@ -91,10 +91,14 @@ def data_of(arena: str, changes: dict[str, Any]) -> tuple[dict[str, Any], dict[s
 
 def table(arena: str, rows: Sequence[tuple[str, str, dict[str, float]]]) -> str:
     """The runs as a Markdown table, a row each; shares in percent."""
+
+    def shown(name: str, value: float) -> str:
+        return f"{value:.0f}" if name == "CPU s" else f"{100 * value:.2f}"
+
     names = list(dict.fromkeys(name for *_, metrics in rows for name in metrics))
     lines = [f"## {arena}", "", f"| recipe | loss | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     for recipe, loss, metrics in rows:
-        cells = [f"{metrics[name]:.0f}" if name == "CPU s" else f"{100 * metrics[name]:.2f}" for name in metrics]
+        cells = [shown(name, metrics[name]) if name in metrics else "" for name in names]
         lines.append(f"| {recipe} | {loss} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

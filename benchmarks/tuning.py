@@ -133,7 +133,7 @@ class Runs:
             entry = {"loss": loss, "hyper": hyper, "seed": seed, "metrics": metrics, "recipe": self.recipe}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(entry, sort_keys=True) + "\n")
+                stream.write(json.dumps(entry) + "\n")
             self.found[key] = metrics
             print(f"{loss} {hyper} seed {seed}: {metrics}", file=sys.stderr, flush=True)
         return self.found[key]

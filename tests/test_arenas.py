@@ -264,6 +264,8 @@ def test_pilots_vary_network_and_training_and_tell_what_they_cost(tmp_path, monk
     assert pilots.main(arguments) == 0
     lines = (tmp_path / "pilots.md").read_text().splitlines()
     assert lines[2].startswith("| recipe | loss | EER | AUC |") and lines[2].endswith("| CPU s |")
+    made = json.loads((tmp_path / "runs.jsonl").read_text().splitlines()[1])["metrics"]
+    assert lines[5].split(" | ")[2:4] == [f"{100 * made[name]:.2f}" for name in ("EER", "AUC")]
     assert [line.split(" | ")[:2] for line in lines[4:]] == [
         ["| as it is", "softmax"], ["| as it is", "arcface"],
         ["| epochs = 2, hidden = 12", "softmax"], ["| epochs = 2, hidden = 12", "arcface"],
