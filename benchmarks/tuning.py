@@ -1,6 +1,6 @@
 """Tuning: scale, margin, weight or rate of every loss on validation identities, the same effort for each.
 
-    python -m benchmarks.tuning numbers --runs results/tuning/numbers.jsonl
+    python -m benchmarks.tuning numbers --runs reference/tuning.jsonl
 
 Each loss has two knobs. The first is tried at three values, the second at two more beside the best of the first: five
 candidates. Where the best value is at the end of what was tried, the knob goes one value further, once. The criterion

@@ -194,7 +194,7 @@ class Recipe:
 
 NUMBERS = Recipe(
     64,
-    partial(models.compact, widths=(32, 64, 128), kernels=(5, 5, 3), hidden=256),
+    partial(models.compact, widths=(16, 32, 64), kernels=(5, 5, 3), hidden=256),
     TrainConfig(epochs=6, lr=0.2, warmup=0.1, ramp_end=0.4, scale_start=None),
 )
 LFW = Recipe(
