@@ -86,7 +86,7 @@ def data_of(arena: str, changes: dict[str, Any]) -> tuple[dict[str, Any], dict[s
     if arena == "numbers":
         return {"dataset": load("mnist")}, changes
     people = load_lfw_grey(changes.pop("size", 48), changes.pop("crop", 112))
-    return {"faces": lfw_fold(people, read_pairs(lfw_pairs()), VALIDATION_FOLD)}, changes
+    return {"faces": lfw_fold(people, read_pairs(lfw_pairs()), VALIDATION_FOLD, most=arenas.MOST_IMAGES)}, changes
 
 
 def table(arena: str, rows: Sequence[tuple[str, str, dict[str, float]]]) -> str:
