@@ -280,7 +280,7 @@ def numbers_run(
 
 
 def lfw_faces(fold: int, device: str | torch.device = "cpu") -> FacesFold:
-    """A fold of LFW as the arena takes it: 48 x 48 grey, who has one image does not train, 20 of a person are judged."""
+    """A fold of LFW as the arena takes it: 48 x 48 grey, who has one image does not train, 20 of each are judged."""
     return lfw_fold(load_lfw_grey(device=device), read_pairs(lfw_pairs()), fold, most=MOST_IMAGES)
 
 
