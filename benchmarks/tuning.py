@@ -1,6 +1,6 @@
 """Tuning: scale, margin, weight or rate of every loss on validation identities, the same effort for each.
 
-    python -m benchmarks.tuning numbers --runs results/tuning/numbers.jsonl
+    python -m benchmarks.tuning numbers --runs reference/tuning.jsonl
 
 Each loss has two knobs. The first is tried at three values, the second at two more beside the best of the first: five
 candidates. Where the best value is at the end of what was tried, the knob goes one value further, once. The criterion
@@ -25,9 +25,7 @@ import yaml
 from reprolib import arenas
 from reprolib.data import load
 from reprolib.data.files import write_atomic
-from reprolib.data.lfw import lfw_pairs
-from reprolib.data.lfw_folds import VALIDATION_FOLD, lfw_fold, load_lfw_grey
-from reprolib.evaluation import read_pairs
+from reprolib.data.lfw_folds import VALIDATION_FOLD
 
 CRITERION = "TAR@1e-3"
 SEEDS = (1000, 1001)
@@ -55,7 +53,7 @@ class Knob:
 
 
 LR = Knob("lr", 0.2, 2.0)
-SCALE, ADDITIVE = Knob("scale", 24.0, 1.5), Knob("margin", 0.4, step=0.1)
+SCALE, ADDITIVE = Knob("scale", 24.0, 1.5), Knob("margin", 0.5, step=0.1)
 MULTIPLE, LEAST = Knob("margin", 3, step=1, low=1), Knob("least", 4.0, 4.0)
 KNOBS: dict[str, tuple[Knob, Knob]] = {
     "softmax": (LR, Knob("loss_lr_factor", 1.0, 4.0)),
@@ -170,7 +168,7 @@ def arena_run(arena: str) -> tuple[Run, dict[str, Any]]:
 
         return numbers, recipe.describe()
     recipe = arenas.LFW
-    faces = lfw_fold(load_lfw_grey(), read_pairs(lfw_pairs()), VALIDATION_FOLD)
+    faces = arenas.lfw_faces(VALIDATION_FOLD)
 
     def lfw(loss: str, hyper: dict[str, Any], seed: int) -> dict[str, float]:
         return arenas.lfw_run(loss, fold=VALIDATION_FOLD, seed=seed, hyper=hyper, faces=faces)

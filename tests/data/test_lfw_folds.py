@@ -50,6 +50,11 @@ def test_a_fold_holds_all_images_of_its_people_and_trains_on_all_others():
         assert torch.equal(fold.test_images[i], whole.images[whole.image_names.index(one)])
         assert torch.equal(fold.test_images[j], whole.images[whole.image_names.index(two)])
     assert fold.same.tolist() == [True, False]
+    assert fold.judged.tolist() == [0, 1, 2, 3, 4]
+    # Ann has three images, Cid two; fold 1 has one of Bob and four of Dee
+    assert lfw_folds.lfw_fold(whole, PAIRS, 0, most=2).judged.tolist() == [0, 1, 3, 4]
+    assert lfw_folds.lfw_fold(whole, PAIRS, 1, most=3).judged.tolist() == [0, 1, 2, 3]
+    assert lfw_folds.lfw_fold(whole, PAIRS, 1, most=3).test_labels.tolist() == [0, 1, 1, 1, 1]
     assert len({lfw_folds.lfw_fold(whole, PAIRS, f, least=k).fingerprint for f in (0, 1) for k in (1, 2)}) == 4
     with pytest.raises(ValueError, match="fold"):
         lfw_folds.lfw_fold(whole, PAIRS, 2)
