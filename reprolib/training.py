@@ -289,7 +289,7 @@ def train(
     fixed_scale = fixed_scale and not isinstance(head.scale, nn.Parameter)
     made_with = None if getattr(head, "scale", None) is None else float(head.scale.detach())
     loss_decay = config.weight_decay if config.loss_weight_decay is None else config.loss_weight_decay
-    groups = [{"params": [p for p in model.parameters() if p.requires_grad], "factor": 1.0}]
+    groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad], "factor": 1.0}]
     loss_parameters = [p for p in loss.parameters() if p.requires_grad]
     if loss_parameters:
         groups.append({"params": loss_parameters, "factor": config.loss_lr_factor, "weight_decay": loss_decay})

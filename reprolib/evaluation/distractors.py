@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from .._checks import Array, far_values, feature_rows, float_array, positive_integer, row_tensor, unit_rows
+from .._checks import Array, check_count, far_values, feature_rows, float_array, row_tensor, unit_rows
 from .intervals import Estimate, proportion
 from .roc import allowed_false_accepts, rates_above
 
@@ -88,9 +88,10 @@ def distractor_identification(
             f"probes and mates must be (P, d) and distractors (N, d), got {tuple(probes.shape)}, "
             f"{tuple(mates.shape)} and {tuple(distractors.shape)}"
         )
-    k = positive_integer(k, "k")
+    check_count(k, "k")
     wanted = [len(distractors)] if sizes is None else list(sizes)
-    wanted = [positive_integer(size, "every entry of sizes", most=len(distractors)) for size in wanted]
+    for size in wanted:
+        check_count(size, "every entry of sizes", high=len(distractors))
     if not wanted:
         raise ValueError("sizes must not be empty")
     probes = _units(probes, "probes")

@@ -192,7 +192,8 @@ def batch_hard_triplet_loss(
     """
     triplets = batch_hard_triplets(features, labels)
     # index_select, not features[index]: the backward of plain indexing adds in an order that depends on the threads.
-    return triplet_loss(*(features.index_select(0, index) for index in triplets), margin, squared, soft=soft)
+    anchor, positive, negative = (features.index_select(0, index) for index in triplets)
+    return triplet_loss(anchor, positive, negative, margin, squared, soft=soft)
 
 
 class _TripletSum(torch.autograd.Function):
