@@ -69,12 +69,12 @@ def row_tensor(rows: Array) -> torch.Tensor:
     return rows if isinstance(rows, torch.Tensor) else torch.from_numpy(np.array(rows, order="C"))
 
 
-def unit_rows(rows: torch.Tensor, name: str) -> torch.Tensor:
-    """Rows divided by their Euclidean norms; ValueError for NaN, infinity or a zero row."""
+def unit_rows(rows: torch.Tensor, name: str, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Rows divided by their Euclidean norms, in `out` if given; ValueError for NaN, infinity or a zero row."""
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     # norms this moderate prove that no entry is NaN and that no square that matters overflowed or vanished
     if norm.min() > 1e-12 and norm.max() < 1e12:
-        return rows / norm
+        return torch.div(rows, norm, out=out)
     peak = rows.abs().amax(dim=1, keepdim=True)
     if not torch.isfinite(peak).all():
         raise ValueError(f"{name} hold NaN or infinite values; every value must be finite")
@@ -82,7 +82,7 @@ def unit_rows(rows: torch.Tensor, name: str) -> torch.Tensor:
         raise ValueError(f"{name} hold a zero vector, which has no direction")
     # divided by the largest entry first, the squares can neither overflow nor vanish
     rows = rows / peak
-    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return torch.div(rows, torch.linalg.vector_norm(rows, dim=1, keepdim=True), out=out)
 
 
 def label_array(values: Any, name: str, length: int | None = None) -> np.ndarray:

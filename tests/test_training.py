@@ -563,15 +563,15 @@ def test_a_run_on_a_pretended_accelerator_reads_one_number_for_each_entry_of_the
         loss = pretended(make())
         with DeviceDiscipline(answer=1.0) as discipline:
             trained = training.train(
-                pretended(net()), loss, images, labels, replace(config, steps=steps), seed=1, log_every=5
+                pretended(net()), loss, images, labels, replace(config, steps=steps), seed=1, log_every=2
             )
-        assert trained.history.steps == list(range(5, steps + 1, 5))
+        assert trained.history.steps == list(range(2, steps + 1, 2))
         return discipline.reads
 
     # at the start the scale that the head was made with, where it has one
-    start = reads(5) - 1
+    start = reads(2) - 1
     assert start == int(hasattr(training._head(make()), "scale"))
-    assert reads(15) == start + 3
+    assert reads(6) == start + 3
 
 
 def test_embedding_on_a_pretended_accelerator_reads_nothing():
