@@ -298,21 +298,15 @@ class TestJoint:
             JointLoss(Head(), filled(), -1.0)
 
 
-UPDATES = {"paper": True, "autograd": True, "caffe": False}
-
-
-def _centres_of_two_processes(rank: int, folder: str) -> None:
+def _centres_of_two_processes(rank: int, folder: str, update: str, wrap: bool) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    centers = {}
-    for update, wrap in UPDATES.items():
-        torch.manual_seed(0)
-        loss = JointLoss(ArcFace(4, 3), CenterLoss(3, 4, alpha=0.2, update=update), 0.1)
-        model = torch.nn.parallel.DistributedDataParallel(loss) if wrap else loss
-        for x, y in _shares(rank):
-            model(x, y).backward()
-        centers[update] = loss.auxiliary.centers
-    torch.save(centers, f"{folder}/{rank}.pt")
+    torch.manual_seed(0)
+    loss = JointLoss(ArcFace(4, 3), CenterLoss(3, 4, alpha=0.2, update=update), 0.1)
+    model = torch.nn.parallel.DistributedDataParallel(loss) if wrap else loss
+    for x, y in _shares(rank):
+        model(x, y).backward()
+    torch.save(loss.auxiliary.centers, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -323,15 +317,15 @@ def _shares(rank: int) -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(len(labels), 4, generator=generator), labels) for _ in range(3)]
 
 
-def test_centres_of_two_processes_are_those_of_the_whole_batch(tmp_path):
-    torch.multiprocessing.spawn(_centres_of_two_processes, (str(tmp_path),), nprocs=2)
-    for update in UPDATES:
-        alone = CenterLoss(3, 4, alpha=0.2, update=update)
-        for one, two in zip(_shares(0), _shares(1), strict=True):
-            alone(torch.cat([one[0], two[0]]), torch.cat([one[1], two[1]]))
-        for rank in range(2):
-            centers = torch.load(tmp_path / f"{rank}.pt", weights_only=True)[update]
-            assert torch.allclose(centers, alone.centers, atol=1e-6) and centers[2].abs().max() > 0
+@pytest.mark.parametrize(("update", "wrap"), [("paper", True), ("autograd", True), ("caffe", False)])
+def test_centres_of_two_processes_are_those_of_the_whole_batch(update, wrap, tmp_path):
+    torch.multiprocessing.spawn(_centres_of_two_processes, (str(tmp_path), update, wrap), nprocs=2)
+    alone = CenterLoss(3, 4, alpha=0.2, update=update)
+    for one, two in zip(_shares(0), _shares(1), strict=True):
+        alone(torch.cat([one[0], two[0]]), torch.cat([one[1], two[1]]))
+    for rank in range(2):
+        centers = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert torch.allclose(centers, alone.centers, atol=1e-6) and centers[2].abs().max() > 0
 
 
 def test_a_joint_loss_hands_the_warm_up_on_to_its_head():
