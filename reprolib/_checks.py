@@ -69,12 +69,12 @@ def row_tensor(rows: Array) -> torch.Tensor:
     return rows if isinstance(rows, torch.Tensor) else torch.from_numpy(np.array(rows, order="C"))
 
 
-def unit_rows(rows: torch.Tensor, name: str) -> torch.Tensor:
-    """Rows divided by their Euclidean norms; ValueError for NaN, infinity or a zero row."""
+def unit_rows(rows: torch.Tensor, name: str, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Rows divided by their Euclidean norms, in `out` if given; ValueError for NaN, infinity or a zero row."""
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     # norms this moderate prove that no entry is NaN and that no square that matters overflowed or vanished
     if norm.min() > 1e-12 and norm.max() < 1e12:
-        return rows / norm
+        return torch.div(rows, norm, out=out)
     peak = rows.abs().amax(dim=1, keepdim=True)
     if not torch.isfinite(peak).all():
         raise ValueError(f"{name} hold NaN or infinite values; every value must be finite")
@@ -82,7 +82,7 @@ def unit_rows(rows: torch.Tensor, name: str) -> torch.Tensor:
         raise ValueError(f"{name} hold a zero vector, which has no direction")
     # divided by the largest entry first, the squares can neither overflow nor vanish
     rows = rows / peak
-    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return torch.div(rows, torch.linalg.vector_norm(rows, dim=1, keepdim=True), out=out)
 
 
 def label_array(values: Any, name: str, length: int | None = None) -> np.ndarray:
@@ -128,16 +128,6 @@ def far_values(far: Any) -> tuple[np.ndarray, bool]:
     return values, scalar
 
 
-def positive_integer(value: Any, name: str, most: int | None = None) -> int:
-    """`value` as an int in 1..most; bools and floats are refused."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < 1 or (most is not None and value > most):
-        limit = "at least 1" if most is None else f"between 1 and {most}"
-        raise ValueError(f"{name} must be {limit}, got {value}")
-    return int(value)
-
-
 def check_features(features: Tensor, name: str = "features", columns: int | None = None) -> None:
     """Raise unless `features` is a finite float tensor (N, d) with N, d >= 1 (d = `columns` if given)."""
     if not isinstance(features, Tensor) or not features.is_floating_point():
@@ -173,12 +163,13 @@ def check_number(value: float, name: str, low: float = 0.0, high: float = math.i
         raise ValueError(f"{name} must be a finite number in {left}{low:g}, {high:g}{right}, got {value!r}")
 
 
-def check_count(value: int, name: str, low: int = 1) -> None:
-    """Raise unless `value` is an integer >= `low`."""
+def check_count(value: int, name: str, low: int = 1, high: int | None = None) -> None:
+    """Raise unless `value` is an integer >= `low`, and <= `high` if given; a bool is none."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < low:
-        raise ValueError(f"{name} must be an integer >= {low}, got {value}")
+    if value < low or (high is not None and value > high):
+        limit = f">= {low}" if high is None else f"between {low} and {high}"
+        raise ValueError(f"{name} must be an integer {limit}, got {value}")
 
 
 def check_choice(value: str, name: str, allowed: tuple[str, ...]) -> None:
@@ -199,7 +190,7 @@ def require(holds: Tensor, sentence: Callable[[], str]) -> None:
 
 
 def check_double(**tensors: Any) -> None:
-    """Raise TypeError unless every tensor, given by its name, is float64: the precision of everything that is proved."""
+    """Raise TypeError unless every tensor, given by its name, is float64: the precision of everything proved."""
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or tensor.dtype != torch.float64:
             raise TypeError(f"{name} must be a float64 tensor, got {getattr(tensor, 'dtype', type(tensor).__name__)}")

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reprolib._checks import check_count, check_number
 
@@ -61,7 +61,7 @@ class SparseMomentumSGD(torch.optim.Optimizer):
         self.horizon = horizon
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov})
 
-    def attach(self, head: nn.Module) -> None:
+    def attach(self, head: Any) -> None:
         """Bring the rows of ``head.weight`` up to date whenever the head reads them, all when its state is saved."""
         if not any(head.weight is p for group in self.param_groups for p in group["params"]):
             raise ValueError("the head's weight is not among this optimiser's parameters")
@@ -95,7 +95,7 @@ class SparseMomentumSGD(torch.optim.Optimizer):
                 self.catch_up(p, None)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step; ``closure`` re-evaluates the loss, as for every optimiser of torch."""
         loss = None
         if closure is not None:

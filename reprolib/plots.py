@@ -6,7 +6,8 @@ notebooks and tested by their artists. Class i has the same colour in every note
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -111,7 +112,7 @@ def features_2d(
     return ax
 
 
-def class_legend(ax: Axes, classes: Sequence[int], names: Sequence[str] | None = None) -> None:
+def class_legend(ax: Axes, classes: Iterable[int], names: Sequence[str] | None = None) -> None:
     """A compact legend of class colours to the right of ``ax``."""
     handles = [
         Line2D([], [], marker="o", linestyle="", markersize=5, color=class_color(int(value)), label=text)
@@ -120,7 +121,7 @@ def class_legend(ax: Axes, classes: Sequence[int], names: Sequence[str] | None =
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.1)
 
 
-def features_on_sphere(features, labels, *, ax: Axes | None = None, title: str = "", max_points: int = 2500) -> Axes:
+def features_on_sphere(features, labels, *, ax: Any = None, title: str = "", max_points: int = 2500) -> Axes:
     """3-D features (N, 3), normalised, on the unit sphere (``ax`` must be a 3-D axes if given)."""
     points, classes = _array(features), _array(labels)
     if points.ndim != 2 or points.shape[1] != 3:
@@ -191,8 +192,8 @@ def sweep(
     color = class_color(0) if color is None else color
     place = np.arange(len(settings))
     spread = table.std(axis=1, ddof=1) if table.shape[1] > 1 else np.zeros(len(table))
-    look = {"color": color, "marker": "D", "markersize": 6, "markerfacecolor": "white", "capsize": 4, "linewidth": 1.4}
-    ax.errorbar(place, table.mean(axis=1), yerr=spread, label=label, **look)
+    look: dict[str, Any] = {"marker": "D", "markersize": 6, "markerfacecolor": "white", "capsize": 4, "linewidth": 1.4}
+    ax.errorbar(place, table.mean(axis=1), yerr=spread, label=label, color=color, **look)
     for column in table.T:
         ax.scatter(place, column, s=22, color=color, edgecolor="white", linewidths=0.6, zorder=3)
     ax.set_xticks(place, [str(setting) for setting in settings])
@@ -214,7 +215,7 @@ def score_histograms(
     """Densities of genuine and impostor scores (or angles) on common bins."""
     ax = _axes(ax)
     same, different = _array(genuine), _array(impostor)
-    edges = np.histogram_bin_edges(np.concatenate([same, different]), bins=bins)
+    edges = np.histogram_bin_edges(np.concatenate([same, different]), bins=bins).tolist()
     ax.hist(same, bins=edges, density=True, alpha=0.55, color=GENUINE_COLOR, label=f"genuine ({len(same):,})")
     ax.hist(
         different,

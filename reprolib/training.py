@@ -208,14 +208,21 @@ def _batches(batches: Batches, seed: int, first: int, total: int) -> Iterator[tu
             raise ValueError(f"batches must give len(batches) = {length} batches each time, got {skipped + given}")
 
 
+def _head(loss: Any) -> Any:
+    """The head of a joint loss, or of a joint loss within it; any other loss is its own."""
+    while hasattr(loss, "head"):
+        loss = loss.head
+    return loss
+
+
 def _check_run(loss: nn.Module, images: Tensor, labels: Tensor, config: TrainConfig) -> None:
     check_labels(labels, len(images))
     if labels.device != images.device:
         raise ValueError(f"labels must be on the device of the images, {images.device}, got {labels.device}")
     if config.bf16 and images.device.type != "cuda":
         raise ValueError(f"bf16 needs the images on a CUDA device, they are on {images.device}")
-    head, name = getattr(loss, "head", loss), type(loss).__name__
-    if config.plain > 0 and not hasattr(loss, "plain_loss"):
+    head, name = _head(loss), type(loss).__name__
+    if config.plain > 0 and not (hasattr(loss, "plain_loss") and hasattr(head, "plain_loss")):
         raise ValueError(f"plain must be 0 for {name}, which has no plain_loss to start with, got {config.plain}")
     if config.ramped and not hasattr(head, "set_warmup"):
         raise ValueError(f"ramp_end must be 0 for {name}, which has no margin to raise, got {config.ramp_end}")
@@ -277,15 +284,12 @@ def train(
     if not hasattr(sampler, "__len__") or len(sampler) < 1:
         raise ValueError(f"batches must have a length of at least 1, got {type(sampler).__name__}")
     total = len(sampler) * config.epochs if config.steps is None else config.steps
-    # Any: what a head has beyond a module is known by asking it
-    head: Any = getattr(loss, "head", loss)
-    plain_loss: Callable[[Tensor, Tensor], Tensor] | None = getattr(loss, "plain_loss", None)
+    head = _head(loss)
     fixed_scale = config.ramped and config.scale_start is not None and getattr(head, "normalize_features", False)
     fixed_scale = fixed_scale and not isinstance(head.scale, nn.Parameter)
     made_with = None if getattr(head, "scale", None) is None else float(head.scale.detach())
     loss_decay = config.weight_decay if config.loss_weight_decay is None else config.loss_weight_decay
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": trained, "factor": 1.0}]
+    groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad], "factor": 1.0}]
     loss_parameters = [p for p in loss.parameters() if p.requires_grad]
     if loss_parameters:
         groups.append({"params": loss_parameters, "factor": config.loss_lr_factor, "weight_decay": loss_decay})
@@ -358,7 +362,7 @@ def train(
             embeddings = model(batch)
         if config.bf16:
             embeddings = embeddings.float()
-        objective = plain_loss if plain_loss is not None and progress < config.plain else loss
+        objective: Any = loss.plain_loss if progress < config.plain else loss
         value = objective(embeddings, target)
         optimizer.zero_grad(set_to_none=True)
         value.backward()

@@ -11,10 +11,11 @@ import torch
 
 from reprolib import models, training
 from reprolib.data import CoupleSampler, PKSampler
-from reprolib.losses.center import JointLoss
+from reprolib.losses.center import CenterLoss, JointLoss
 from reprolib.losses.margin_softmax import ASoftmax, CosFace, LSoftmax, NormFace, Softmax
 from reprolib.losses.schedules import AnnealedLambda
 from reprolib.training import TrainConfig
+from tests.device_discipline import DeviceDiscipline, pretended
 
 
 def blobs(count: int = 240, classes: int = 3, seed: int = 0):
@@ -358,7 +359,15 @@ class Joint(torch.nn.Module):
         return self.head(features, labels) + 0.1 * self.second(features, labels)
 
 
-@pytest.mark.parametrize("wrap", [lambda head: head, Joint, lambda head: JointLoss(head, Pull(), 0.1)])
+WRAPS = {
+    "alone": lambda head: head,
+    "any module": Joint,
+    "joint": lambda head: JointLoss(head, Pull(), 0.1),
+    "twice": lambda head: JointLoss(JointLoss(head, Pull(), 0.1), Pull(), 0.1),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
 def test_the_ramp_reaches_a_head_alone_and_in_a_joint_loss(wrap):
     config = TrainConfig(epochs=1, batch_size=24, ramp_end=0.5, scale_start=4.0)
     head = Spy(4, 3, m=0.2, scale=16.0)
@@ -378,6 +387,13 @@ def test_a_warm_up_that_the_loss_does_not_have_is_refused():
         fit(Pull, config=TrainConfig(epochs=1, plain=0.2))
     with pytest.raises(ValueError, match="plain must be 0 for Joint"):
         fit(lambda: Joint(CosFace(4, 3)), config=TrainConfig(epochs=1, plain=0.2, ramp_end=0.5))
+    for wrap in (WRAPS["joint"], WRAPS["twice"]):
+        with pytest.raises(ValueError, match="plain must be 0 for JointLoss, which has no plain_loss"):
+            fit(lambda wrap=wrap: wrap(Pull()), config=TrainConfig(epochs=1, plain=0.2))
+        with pytest.raises(ValueError, match="ramp_end must be 0 for JointLoss, which has no margin"):
+            fit(lambda wrap=wrap: wrap(Pull()), config=TrainConfig(epochs=1, ramp_end=0.2))
+        # and without a warm-up it is a loss like others
+        assert fit(lambda wrap=wrap: wrap(Pull()), config=TrainConfig(epochs=1, batch_size=24)).history.steps == [10]
     with pytest.raises(ValueError, match="ramp_end must be 0 for ASoftmax with annealing"):
         fit(
             lambda: ASoftmax(4, 3, annealing=AnnealedLambda(10.0, 1.0, 1.0)), config=TrainConfig(epochs=1, ramp_end=0.5)
@@ -521,3 +537,45 @@ def test_no_step_reads_a_value_on_the_host(monkeypatch):
         training.fit(net, Pull, *blobs(), replace(config, batch_size=24), seed=0, log_every=100)
         counts.append(len(reads))
     assert counts[0] == counts[1]
+
+
+PRETENDED = {
+    "ramp": (
+        lambda: CosFace(4, 3),
+        TrainConfig(batch_size=24, plain=0.3, ramp_end=0.7, flip=True, shift=2, clip_norm=1.0),
+    ),
+    "learned scale": (lambda: NormFace(4, 3), TrainConfig(batch_size=24, schedule="constant")),
+    "annealing": (lambda: ASoftmax(4, 3, annealing=AnnealedLambda.preset("sphereface")), TrainConfig(batch_size=24)),
+    "joint": (
+        lambda: JointLoss(CosFace(4, 3), CenterLoss(3, 4, reduction="mean"), 0.1),
+        TrainConfig(batch_size=24, plain=0.3, ramp_end=0.7),
+    ),
+    "no head": (Pull, TrainConfig(batch_size=24, momentum=0.0)),
+}
+
+
+@pytest.mark.parametrize("name", PRETENDED)
+def test_a_run_on_a_pretended_accelerator_reads_one_number_for_each_entry_of_the_history(name):
+    make, config = PRETENDED[name]
+    images, labels = (pretended(t) for t in blobs())
+
+    def reads(steps):
+        loss = pretended(make())
+        with DeviceDiscipline(answer=1.0) as discipline:
+            trained = training.train(
+                pretended(net()), loss, images, labels, replace(config, steps=steps), seed=1, log_every=2
+            )
+        assert trained.history.steps == list(range(2, steps + 1, 2))
+        return discipline.reads
+
+    # at the start the scale that the head was made with, where it has one
+    start = reads(2) - 1
+    assert start == int(hasattr(training._head(make()), "scale"))
+    assert reads(6) == start + 3
+
+
+def test_embedding_on_a_pretended_accelerator_reads_nothing():
+    images, _ = (pretended(t) for t in blobs())
+    model = pretended(net())
+    with DeviceDiscipline():
+        assert training.embed(model, images, 100, flip_sum=True).shape == (240, 4)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
-from .._checks import Array, feature_rows, label_array, positive_integer, row_tensor, unit_rows
+from .._checks import Array, check_count, feature_rows, label_array, row_tensor, unit_rows
 from .intervals import Estimate, clustered_mean, mean_estimate
 
 _BLOCK = 1 << 22  # float64 values held at once
@@ -139,8 +139,11 @@ def angle_statistics(
         unit_weight = unit_rows(weight.double(), "weight")
         class_w_ec = _unit_angle(unit_weight, centres).cpu().numpy()
         class_w_inter = _nearest_angle(unit_weight).cpu().numpy()
-    degrees: dict[str, float] = {"level": level, "low": 0.0, "high": 180.0}
-    over_classes = partial(mean_estimate, over="classes", **degrees)
+    degrees: dict[str, Any] = {"level": level, "low": 0.0, "high": 180.0}
+
+    def over_classes(values: np.ndarray) -> Estimate:
+        return mean_estimate(values, over="classes", **degrees)
+
     return AngleStatistics(
         w_ec=None if class_w_ec is None else over_classes(class_w_ec),
         w_inter=None if class_w_inter is None else over_classes(class_w_inter),
@@ -192,7 +195,7 @@ def pair_angles(
     features = _rows(features, "features")
     labels = label_array(labels, "labels", len(features))
     if max_pairs is not None:
-        max_pairs = positive_integer(max_pairs, "max_pairs")
+        check_count(max_pairs, "max_pairs")
     order = np.argsort(labels, kind="stable")
     _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
     # row r (in label order) is paired with later rows only: up to the end of its class, or from there on

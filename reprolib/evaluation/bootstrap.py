@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from scipy import special, stats
 
-from .._checks import Array, far_values, feature_rows, float_array, label_array, positive_integer, row_tensor, unit_rows
+from .._checks import Array, check_count, far_values, feature_rows, float_array, label_array, row_tensor, unit_rows
 from .intervals import Estimate, checked_level, clopper_pearson
 from .roc import allowed_false_accepts
 
@@ -141,7 +141,8 @@ def bootstrap_people(
     Raises ValueError for shapes, NaN, fewer than two people, one kind of pair only, `other` with other pairs, a FAR
     outside (0, 1]; TypeError for wrong dtypes.
     """
-    draws, level = positive_integer(draws, "draws"), checked_level(level)
+    check_count(draws, "draws")
+    level = checked_level(level)
     rates = far_values(list(fars))[0] if len(fars) else np.empty(0)
     limits = float_array(np.asarray(thresholds, dtype=np.float64), "thresholds", 1) if len(thresholds) else np.empty(0)
     judged, people, cells = _prepared(pairs, other)
@@ -155,7 +156,8 @@ def bootstrap_people(
     ones = [(np.ones(len(s.genuine), np.int32), np.ones(len(s.impostor), np.int32)) for s in judged]
     values = measured(ones)
     generator = np.random.default_rng(seed)
-    by_people, by_pairs = [], []
+    by_people: list[np.ndarray] = []
+    by_pairs: list[np.ndarray] = []
     while len(by_people) < draws:
         times = np.bincount(generator.integers(0, people, people), minlength=people).astype(np.int32)
         weights = [(times[s.person], times[s.first] * times[s.second]) for s in judged]

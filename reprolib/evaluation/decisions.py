@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize, special, stats
 
-from .._checks import check_choice, check_number, positive_integer
+from .._checks import check_choice, check_count, check_number
 from .intervals import Estimate, checked_level, mean_and_deviation
 
 KINDS = ("superiority", "equivalence")
@@ -280,8 +280,7 @@ def power(
 
 
 def _several(n: int) -> int:
-    if positive_integer(n, "n") < 2:
-        raise ValueError(f"n must be at least 2, got {n}")
+    check_count(n, "n", low=2)
     return int(n)
 
 

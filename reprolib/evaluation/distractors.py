@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
-from .._checks import Array, far_values, feature_rows, float_array, positive_integer, row_tensor, unit_rows
+from .._checks import Array, check_count, far_values, feature_rows, float_array, row_tensor, unit_rows
 from .intervals import Estimate, proportion
 from .roc import allowed_false_accepts, rates_above
 
@@ -22,12 +23,30 @@ def _units(values: Array, name: str, like: torch.Tensor | None = None) -> torch.
     return unit_rows(rows.to(like), name)
 
 
-def _chunks(probes: torch.Tensor, distractors: Array, start: int, stop: int) -> Iterator[tuple[torch.Tensor, int]]:
-    """Unit distractors `start` to `stop`, some at a time, and how many rows of `probes` one product may take."""
-    columns = max(1, min(_BLOCK // probes.shape[1], 1 << 14))
-    rows = max(1, _BLOCK // columns)
+def _products(
+    probes: torch.Tensor, distractors: Array, start: int, stop: int, wanted: Callable[[], torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """(rows, cosines, chunk): cosines of the `wanted` rows of `probes` with chunks of distractors `start` to `stop`.
+
+    `wanted` is asked anew for each chunk, which holds unit vectors. Chunk and cosines lie in memory that the next ones
+    are written over: fresh memory of that size would come from the system page by page.
+    """
+    dim = probes.shape[1]
+    columns = max(1, min(_BLOCK // dim, 1 << 14, stop - start))
+    at_once = max(1, _BLOCK // columns)
+    units, products = probes.new_empty(columns, dim), probes.new_empty(min(at_once, len(probes)) * columns)
     for left in range(start, stop, columns):
-        yield _units(distractors[left : min(left + columns, stop)], "distractors", like=probes), rows
+        part = distractors[left : min(left + columns, stop)]
+        chunk = units[: len(part)]
+        if isinstance(part, np.ndarray) and chunk.device.type == "cpu":
+            with np.errstate(over="ignore"):  # what the type of the probes does not hold is refused as infinite
+                np.copyto(chunk.numpy(), part, casting="same_kind")
+        else:
+            chunk.copy_(row_tensor(part))
+        unit_rows(chunk, "distractors", out=chunk)
+        for rows in wanted().split(at_once):
+            cosines = products[: len(rows) * len(chunk)].view(len(rows), len(chunk))
+            yield rows, torch.mm(probes[rows], chunk.T, out=cosines), chunk
 
 
 def _rivals(
@@ -52,6 +71,10 @@ def _rivals(
         # <p, d> >= <p, b>  <=>  <p, d - b> >= 0
         ahead[row] += ((chunk[close].double() - mates[row].double()) @ probes[row].double() >= -tie).sum()
     return ahead
+
+
+def _below(counts: torch.Tensor, limit: int) -> torch.Tensor:
+    return torch.nonzero(counts < limit)[:, 0]
 
 
 @torch.no_grad()
@@ -88,9 +111,10 @@ def distractor_identification(
             f"probes and mates must be (P, d) and distractors (N, d), got {tuple(probes.shape)}, "
             f"{tuple(mates.shape)} and {tuple(distractors.shape)}"
         )
-    k = positive_integer(k, "k")
+    check_count(k, "k")
     wanted = [len(distractors)] if sizes is None else list(sizes)
-    wanted = [positive_integer(size, "every entry of sizes", most=len(distractors)) for size in wanted]
+    for size in wanted:
+        check_count(size, "every entry of sizes", high=len(distractors))
     if not wanted:
         raise ValueError("sizes must not be empty")
     probes = _units(probes, "probes")
@@ -100,11 +124,10 @@ def distractor_identification(
     hits: dict[int, int] = {}
     start = 0
     for size in sorted(set(wanted)):
-        for chunk, at_once in _chunks(probes, distractors, start, size):
-            # a probe with k rivals has failed for good
-            for rows in torch.nonzero(ahead < k)[:, 0].split(at_once):
-                cosines = probes[rows] @ chunk.T
-                ahead[rows] += _rivals(cosines, mate[rows], probes[rows], mates[rows], chunk)
+        # a probe with k rivals has failed for good
+        left = partial(_below, ahead, k)
+        for rows, cosines, chunk in _products(probes, distractors, start, size, left):
+            ahead[rows] += _rivals(cosines, mate[rows], probes[rows], mates[rows], chunk)
         hits[size] = int((ahead < k).sum())
         start = size
     results = [proportion(hits[size], len(probes), level=level, note=f"{size} distractors") for size in wanted]
@@ -136,17 +159,16 @@ def distractor_verification(
     keep = min(int(allowed.max()) + 1, pairs)
     parts: list[np.ndarray] = []
     held, floor = 0, -np.inf
-    for chunk, at_once in _chunks(probes, distractors, 0, len(distractors)):
-        for some in probes.split(at_once):
-            cosines = some @ chunk.T
-            part = cosines[cosines.amax(dim=1) > floor]
-            part = part[part > floor].cpu().numpy()
-            parts.append(part)
-            held += len(part)
-            if held > keep + _BLOCK:
-                largest = np.concatenate(parts)
-                largest = np.partition(largest, held - keep)[held - keep :]
-                parts, held, floor = [largest], keep, float(largest[0])
+    everyone = torch.arange(len(probes), device=probes.device)
+    for _, cosines, _ in _products(probes, distractors, 0, len(distractors), lambda: everyone):
+        part = cosines[cosines.amax(dim=1) > floor]
+        part = part[part > floor].cpu().numpy()
+        parts.append(part)
+        held += len(part)
+        if held > keep + _BLOCK:
+            largest = np.concatenate(parts)
+            largest = np.partition(largest, held - keep)[held - keep :]
+            parts, held, floor = [largest], keep, float(largest[0])
     largest = np.sort(np.concatenate(parts))[::-1]
     thresholds = [float(largest[rank]) if rank < pairs else -np.inf for rank in allowed]
     results = rates_above(genuine, thresholds, rates, len(genuine), pairs, level)

@@ -8,10 +8,11 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 
-from .._checks import Array, far_values, float_array, label_array, positive_integer
+from .._checks import Array, check_count, far_values, float_array, label_array
 from .intervals import Estimate, proportion, wilson
 from .roc import rates_above, threshold_at_far
 
@@ -61,7 +62,7 @@ def rank_k_identification(
     Raises ValueError if a probe has no mate (that is open-set: `dir_at_far`), for shapes, NaN or infinity.
     """
     rank, entries = _closed_set_ranks(similarity, probe_labels, gallery_labels)
-    k = positive_integer(k, "k", most=entries)
+    check_count(k, "k", high=entries)
     return proportion(int((rank <= k).sum()), len(rank), level=level)
 
 
@@ -78,13 +79,34 @@ def cmc(
     Entry k - 1 is the rank-k rate; the curve never falls and, over the whole gallery, ends at 1.
     """
     rank, entries = _closed_set_ranks(similarity, probe_labels, gallery_labels)
-    max_rank = entries if max_rank is None else positive_integer(max_rank, "max_rank", most=entries)
+    max_rank = entries if max_rank is None else max_rank
+    check_count(max_rank, "max_rank", high=entries)
     hits = np.cumsum(np.bincount(rank, minlength=entries + 1))[1 : max_rank + 1]
     low, high = wilson(hits, len(rank), level)
     rates = hits / len(rank)
     return [Estimate(*row, level=level, count=len(rank), method="Wilson") for row in zip(rates, low, high, strict=True)]
 
 
+@overload
+def dir_at_far(
+    similarity: Array,
+    probe_labels: Array,
+    gallery_labels: Array,
+    far: float,
+    rank: int = 1,
+    *,
+    level: float = 0.95,
+) -> Estimate: ...
+@overload
+def dir_at_far(
+    similarity: Array,
+    probe_labels: Array,
+    gallery_labels: Array,
+    far: Sequence[float],
+    rank: int = 1,
+    *,
+    level: float = 0.95,
+) -> list[Estimate]: ...
 def dir_at_far(
     similarity: Array,
     probe_labels: Array,
@@ -108,7 +130,7 @@ def dir_at_far(
     sequence of `far` gives a list. Raises ValueError unless there are probes with and without a mate.
     """
     has_mate, ranks, mate, best = search(similarity, probe_labels, gallery_labels)
-    rank = positive_integer(rank, "rank", most=np.shape(similarity)[1])
+    check_count(rank, "rank", high=np.shape(similarity)[1])
     if has_mate.all() or not has_mate.any():
         raise ValueError(
             "open-set identification needs probes with and without a mate, got "

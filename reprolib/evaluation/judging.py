@@ -109,7 +109,7 @@ def _verification(
     genuine, impostor = pairs.scores[same], np.sort(pairs.scores[~same])
     eer = equal_error_rate(genuine, impostor, level=level, seed=seed)
     tars = [tar_at_far(genuine, impostor, far, level=level) for far in fars]
-    return [eer, roc_auc(genuine, impostor, level=level), *tars]  # type: ignore[list-item]
+    return [eer, roc_auc(genuine, impostor, level=level), *tars]
 
 
 def _open_set(

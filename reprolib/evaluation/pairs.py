@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .._checks import positive_integer
+from .._checks import check_count
 
 _SIZE_LIMIT = 256 << 20
 _NUMBER = re.compile(r"[0-9]{1,9}")
@@ -67,7 +67,7 @@ def parse_pairs(text: str, label: str = "pairs", *, plain_folds: int = 10) -> Pa
     the line, for a wrong first line, number of lines, columns or image number, for an image paired with itself,
     a person paired with themself as impostors, or a plain list that the folds do not divide.
     """
-    plain_folds = positive_integer(plain_folds, "plain_folds")
+    check_count(plain_folds, "plain_folds")
     lines = text.split("\n")
     while lines and not lines[-1].strip():
         lines.pop()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._checks import Array, feature_rows, label_array, positive_integer, row_tensor, unit_rows
+from .._checks import Array, check_count, feature_rows, label_array, row_tensor, unit_rows
 from .features import all_pairs_cosines
 from .identification import dir_at_far, rank_k_identification
 from .intervals import Estimate, mean_and_deviation, mean_estimate
@@ -85,9 +85,9 @@ def blufr_trials(
     `labels` (N,) integers. Raises ValueError if the people do not suffice.
     """
     labels = label_array(labels, "labels")
-    trials = positive_integer(trials, "trials")
-    training_people = positive_integer(training_people, "training_people")
-    gallery_people = positive_integer(gallery_people, "gallery_people")
+    check_count(trials, "trials")
+    check_count(training_people, "training_people")
+    check_count(gallery_people, "gallery_people")
     people = np.unique(labels)
     if training_people + gallery_people >= len(people):
         raise ValueError(
@@ -221,7 +221,7 @@ def template_protocol(
         rates = list(far)
         for rate, estimate in zip(rates, tar_at_far(scores[same], scores[~same], rates), strict=True):
             found[f"TAR@FAR={rate:g}"] = estimate
-    if gallery is not None:
+    if gallery is not None and probes is not None:
         enrolled, searched = rows(gallery, "gallery"), rows(probes, "probes")
         similarity = units[searched] @ units[enrolled].T
         wanted, present = person[searched], person[enrolled]

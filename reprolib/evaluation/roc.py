@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from scipy import special, stats
 
-from .._checks import Array, far_values, float_array, positive_integer
+from .._checks import Array, check_count, far_values, float_array
 from .intervals import Estimate, checked_level, clopper_pearson, proportion
 
 _BOOTSTRAP_CELLS = 1024
@@ -53,7 +54,11 @@ def _largest(scores: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     return found
 
 
-def threshold_at_far(impostor: Array, far: float | Sequence[float]) -> float | list[float]:
+@overload
+def threshold_at_far(impostor: Array, far: float) -> float: ...
+@overload
+def threshold_at_far(impostor: Array, far: Sequence[float] | np.ndarray) -> list[float]: ...
+def threshold_at_far(impostor: Array, far: float | Sequence[float] | np.ndarray) -> float | list[float]:
     """The lowest t at which "accept iff score > t" accepts at most a share `far` of the `impostor` scores.
 
     t is the (floor(far * I) + 1)-th largest impostor score; -infinity (accept all) where far allows all of
@@ -65,8 +70,14 @@ def threshold_at_far(impostor: Array, far: float | Sequence[float]) -> float | l
     return thresholds[0] if scalar else thresholds
 
 
+@overload
+def tar_at_far(genuine: Array, impostor: Array, far: float, *, level: float = 0.95) -> Estimate: ...
+@overload
 def tar_at_far(
-    genuine: Array, impostor: Array, far: float | Sequence[float], *, level: float = 0.95
+    genuine: Array, impostor: Array, far: Sequence[float] | np.ndarray, *, level: float = 0.95
+) -> list[Estimate]: ...
+def tar_at_far(
+    genuine: Array, impostor: Array, far: float | Sequence[float] | np.ndarray, *, level: float = 0.95
 ) -> Estimate | list[Estimate]:
     """TAR at FAR = `far`: the largest TAR(t) over all thresholds with FAR(t) <= far (conservative rule).
 
@@ -187,7 +198,7 @@ def equal_error_rate(
     over. `supported` is False where fewer than ten errors of either kind stand behind the rate.
     """
     genuine, impostor = _score_pair(genuine, impostor)
-    replicates = positive_integer(replicates, "replicates")
+    check_count(replicates, "replicates")
     _, genuine_in, impostor_in = _accept_counts(genuine, impostor)
     genuine_in, impostor_in = np.concatenate(([0], genuine_in)), np.concatenate(([0], impostor_in))
     sizes = len(genuine), len(impostor)

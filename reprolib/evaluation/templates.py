@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .._checks import Array, feature_rows, label_array
+from .._checks import Array, feature_rows, label_array, row_tensor
 
 _ROWS = 1 << 14
 
@@ -27,7 +27,6 @@ def template_features(features: Array, template_ids: Array, media_ids: Array | N
     Raises ValueError for wrong shapes, no rows, NaN, or a template whose mean is zero and has no direction.
     """
     rows = feature_rows(features, "features")
-    given_tensor = isinstance(rows, torch.Tensor)
     names, template = np.unique(label_array(template_ids, "template_ids", len(rows)), return_inverse=True)
     if media_ids is None:
         weight = 1 / np.bincount(template)[template]
@@ -44,8 +43,7 @@ def template_features(features: Array, template_ids: Array, media_ids: Array | N
     index, weights = torch.from_numpy(template), torch.from_numpy(weight)
     for start in range(0, len(rows), _ROWS):
         part = slice(start, start + _ROWS)
-        chunk = torch.as_tensor(rows[part] if given_tensor else rows[part].astype(np.float64))
-        chunk = chunk.to("cpu", torch.float64) * weights[part, None]
+        chunk = row_tensor(rows[part]).to("cpu", torch.float64) * weights[part, None]
         total.index_add_(0, index[part], chunk)
         reach.index_add_(0, index[part], torch.linalg.vector_norm(chunk, dim=1))
     if not torch.isfinite(reach).all():
@@ -56,6 +54,6 @@ def template_features(features: Array, template_ids: Array, media_ids: Array | N
     if len(empty):
         raise ValueError(f"template {int(names[int(empty[0])])} has a zero mean feature, which has no direction")
     unit = total / norm[:, None]
-    if given_tensor:
+    if isinstance(rows, torch.Tensor):
         return unit.to(rows.device, rows.dtype if rows.dtype == torch.float64 else torch.float32)
     return unit.numpy().astype(rows.dtype if rows.dtype.itemsize > 4 else np.float32)

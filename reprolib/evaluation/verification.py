@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import Array, float_array, label_array, positive_integer, same_array
+from .._checks import Array, check_count, float_array, label_array, same_array
 from .intervals import Estimate, clopper_pearson, mean_and_deviation, mean_estimate
 
 CONVENTIONS = ("exact", "sphereface", "facenet")
@@ -31,9 +31,10 @@ class VerificationResult:
 def fold_ids(folds: Any, pairs: int) -> np.ndarray:
     """Fold of each pair, numbered from 0: k contiguous blocks, or the ids given in ascending order."""
     if np.ndim(folds) == 0:
-        count = positive_integer(folds.item() if hasattr(folds, "item") else folds, "folds")
-        if count < 2 or pairs % count:
-            raise ValueError(f"folds must be at least 2 and divide the {pairs} pairs, got {count}")
+        count = folds.item() if hasattr(folds, "item") else folds
+        check_count(count, "folds", low=2)
+        if pairs % count:
+            raise ValueError(f"folds must divide the {pairs} pairs, got {count}")
         return np.repeat(np.arange(count), pairs // count)
     ids = np.unique(label_array(folds, "folds", pairs), return_inverse=True)[1]
     if ids.max() < 1:
@@ -127,12 +128,12 @@ def verification_accuracy(
     for fold in range(ids.max() + 1):
         row = fold if len(table) > 1 else 0
         order = orders[row]
-        scores, ordered_same, test = table[row][order], same[order], ids[order] == fold
+        ordered, ordered_same, test = table[row][order], same[order], ids[order] == fold
         train_same, test_same = ordered_same[~test], ordered_same[test]
         if train_same.all() or not train_same.any():
             raise ValueError(f"without fold {fold} only one kind of pair is left to choose the threshold on")
         balanced = balanced and bool(test_same.any()) and not test_same.all()
-        threshold, correct = _judge_fold(scores[~test], train_same, scores[test], test_same, convention)
+        threshold, correct = _judge_fold(ordered[~test], train_same, ordered[test], test_same, convention)
         accuracies.append(correct / len(test_same))
         thresholds.append(threshold)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._checks import Array, feature_rows, float_array, label_array, positive_integer, row_tensor, same_array, unit_rows
+from .._checks import Array, check_count, feature_rows, float_array, label_array, row_tensor, same_array, unit_rows
 from .verification import VerificationResult, fold_ids, summarise_folds
 
 METHODS = ("mean_of_scores", "score_of_mean")
@@ -25,7 +25,7 @@ def _frames(
     first = label_array(first, "first")
     second = label_array(second, "second", len(first))
     if max_frames is not None:
-        max_frames = positive_integer(max_frames, "max_frames")
+        check_count(max_frames, "max_frames")
     names, index = np.unique(np.concatenate((first, second)), return_inverse=True)
     missing = names[~np.isin(names, ids)]
     if len(missing):
@@ -75,7 +75,7 @@ def video_histograms(
     Arguments as in `video_scores`. NormFace (2017) describes a pair of videos by such a histogram of 100 bins;
     shares instead of counts make videos of different length comparable.
     """
-    bins = positive_integer(bins, "bins")
+    check_count(bins, "bins")
     videos, left, right = _frames(features, video_ids, first, second, max_frames)
     result = np.empty((len(left), bins))
     for row, (i, j) in enumerate(zip(left, right, strict=True)):

@@ -6,6 +6,8 @@ f/||f|| and W~ = W/||W||, each normalisation can be switched off. Prediction is 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -118,7 +120,7 @@ class _AgentHead(nn.Module):
         with torch.no_grad():
             self.weight.copy_(unit_rows(torch.randn(self.weight.shape, generator=generator)))
 
-    def _options(self) -> dict[str, bool | float]:
+    def _options(self) -> dict[str, Any]:
         return {
             "normalize_features": self.normalize_features,
             "normalize_weights": self.normalize_weights,
@@ -140,7 +142,7 @@ class _AgentHead(nn.Module):
 class CContrastive(_AgentHead):
     """`c_contrastive_loss` as a head: `forward(features (N, d), labels (N,))` -> mean over the batch."""
 
-    def __init__(self, in_features: int, num_classes: int, margin: float = 1.0, **options: bool | float) -> None:
+    def __init__(self, in_features: int, num_classes: int, margin: float = 1.0, **options: Any) -> None:
         check_number(margin, "margin", closed=True)
         super().__init__(in_features, num_classes, margin, **options)
 
@@ -160,7 +162,7 @@ class CTriplet(_AgentHead):
         *,
         hardest_only: bool = False,
         gradient: str = "exact",
-        **options: bool | float,
+        **options: Any,
     ) -> None:
         check_number(margin, "margin")
         check_choice(gradient, "gradient", ("exact", "caffe"))

@@ -308,7 +308,7 @@ class _FusedMarginSoftmax(torch.autograd.Function):
             )
         # Nothing else holds the gradients once they are returned, so autograd takes the weights' as it is.
         gradients, ctx.gradients = ctx.gradients, None
-        inputs = ctx.saved_tensors
+        inputs: tuple[Any, Any, Any, Any, Any, Any] = ctx.saved_tensors
         if gradients is None:
             with full_precision(inputs[0]):
                 _, gradients = value_and_gradients(*inputs, ctx.form, tuple(ctx.needs_input_grad[:4]))

@@ -20,7 +20,7 @@ from reprolib.losses.distance import (
     pairwise_squared_distance,
     unit_rows,
 )
-from reprolib.losses.mining import batch_hard_triplets, same_class
+from reprolib.losses.mining import hardest_in_batch, same_class
 
 __all__ = [
     "CContrastive",
@@ -190,9 +190,11 @@ def batch_hard_triplet_loss(
     the hinge by log(1 + e^x) and takes no margin. Samples without a positive in the batch are no anchors; a
     batch without any positive, or with one class only, raises ValueError.
     """
-    triplets = batch_hard_triplets(features, labels)
+    positive, negative, anchors = hardest_in_batch(features, labels)
     # index_select, not features[index]: the backward of plain indexing adds in an order that depends on the threads.
-    return triplet_loss(*(features.index_select(0, index) for index in triplets), margin, squared, soft=soft)
+    pairs = features.index_select(0, positive), features.index_select(0, negative)
+    each = triplet_loss(features, *pairs, margin, squared, soft=soft, reduction="none")
+    return torch.where(anchors, each, 0).sum() / anchors.sum()
 
 
 class _TripletSum(torch.autograd.Function):

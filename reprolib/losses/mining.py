@@ -13,6 +13,9 @@ Mining is not differentiable and runs without gradients; ties go to the smaller 
 The hardest negative and the farthest positive of an anchor need no table of accurate distances: one matrix product
 screens all pairs with a proved bound on its error, and only the pairs that the bound leaves open are measured, in
 float64. The choice is that of the stored numbers themselves, at any norm.
+
+A list of pairs or triplets has a length that the labels or the distances decide, so that on an accelerator the host
+waits for it; only `hardest_in_batch`, which the batch-hard loss uses, has one entry a sample and waits for nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reprolib._checks import check_choice, check_count, check_features, check_labels, check_number
+from reprolib._checks import check_choice, check_count, check_features, check_labels, check_number, require
 from reprolib.losses.distance import full_precision, pairwise_squared_distance
 
 EASY, SEMI_HARD, HARD = 0, 1, 2
@@ -72,10 +75,11 @@ def all_pairs(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def same_class(labels: Tensor) -> Tensor:
     """(B, B) bool: same class. Raises if the batch cannot form one triplet."""
     same = labels.unsqueeze(1) == labels
-    if not (same.sum(dim=1) > 1).any():
-        raise ValueError("the batch has no positive pair: every class occurs once, at least one must occur twice")
-    if same.all():
-        raise ValueError("the batch has no negative pair: all samples are of one class, two are needed")
+    require(
+        (same.sum(dim=1) > 1).any(),
+        lambda: "the batch has no positive pair: every class occurs once, at least one must occur twice",
+    )
+    require(~same.all(), lambda: "the batch has no negative pair: all samples are of one class, two are needed")
     return same
 
 
@@ -215,6 +219,34 @@ class _Screen:
         return torch.cat([(x[i] - x[j]).square_().sum(dim=1) for i, j in blocks])
 
 
+class _AllPairs:
+    """The choice of `_Screen` among all distances in float64: no list of candidates, so that no host waits for it."""
+
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
+        _check_batch(features, labels)
+        self.dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+        exact = features.detach().double()
+        self.squared = torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+    def nearest(self, among: Tensor) -> Tensor:
+        """As `_Screen.nearest`."""
+        return self._select(among, self.squared.masked_fill(~among, torch.inf).amin(dim=1, keepdim=True))
+
+    def farthest(self, among: Tensor) -> Tensor:
+        """As `_Screen.farthest`."""
+        return self._select(among, self.squared.masked_fill(~among, -torch.inf).amax(dim=1, keepdim=True))
+
+    def _select(self, among: Tensor, best: Tensor) -> Tensor:
+        finite = torch.isfinite(best.to(self.dtype)) | ~among.any(dim=1, keepdim=True)
+        require(finite.all(), lambda: str(_too_large(self.dtype)))
+        columns = torch.arange(len(best), device=best.device)
+        return torch.where(among & (self.squared == best), columns, len(best)).amin(dim=1)
+
+
+def _search(features: Tensor, labels: Tensor) -> _Screen | _AllPairs:
+    return (_Screen if features.device.type == "cpu" else _AllPairs)(features, labels)
+
+
 @torch.no_grad()
 def semi_hard_triplets(
     features: Tensor,
@@ -244,22 +276,33 @@ def semi_hard_triplets(
 @torch.no_grad()
 def hardest_triplets(features: Tensor, labels: Tensor) -> Triplets:
     """Every anchor-positive pair with its anchor's hardest negative, argmin_n D2_an (FaceNet sec. 3.2)."""
-    screen, same = _Screen(features, labels), same_class(labels)
+    search, same = _search(features, labels), same_class(labels)
     anchor, positive = anchor_positive_pairs(labels)
-    return Triplets(anchor, positive, screen.nearest(~same)[anchor])
+    return Triplets(anchor, positive, search.nearest(~same)[anchor])
 
 
 @torch.no_grad()
+def hardest_in_batch(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each sample its farthest positive, its nearest negative, and whether it has a positive: (B,) each.
+
+    As `batch_hard_triplets`, but with an entry for every sample: one without a positive has itself in its place.
+    """
+    search, same = _search(features, labels), same_class(labels)
+    negative = search.nearest(~same)
+    others = same.fill_diagonal_(False)
+    anchors = others.any(dim=1)
+    own = torch.arange(len(labels), device=labels.device)
+    return torch.where(anchors, search.farthest(others), own), negative, anchors
+
+
 def batch_hard_triplets(features: Tensor, labels: Tensor) -> Triplets:
     """One triplet per anchor: farthest positive and nearest negative (Hermans, Beyer and Leibe 2017, eq. 5).
 
     `features` (B, d), `labels` (B,). Exact: the distances that decide are those of the numbers given, in float64. In
     a P x K batch every sample is an anchor. In any other batch the samples without a positive are left out.
     """
-    screen, same = _Screen(features, labels), same_class(labels)
-    negative = screen.nearest(~same)
-    positive = screen.farthest(same.fill_diagonal_(False))
-    anchor = same.any(dim=1).nonzero().squeeze(1)
+    positive, negative, anchors = hardest_in_batch(features, labels)
+    anchor = anchors.nonzero().squeeze(1)
     return Triplets(anchor, positive[anchor], negative[anchor])
 
 

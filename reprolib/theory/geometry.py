@@ -191,17 +191,19 @@ def minimise_softmax_floor(
         # log softplus(u) = u for u << 0, where softplus itself underflows.
         return torch.where(u < -30.0, u, torch.nn.functional.softplus(u.clamp(min=-30.0)).log()).logsumexp(0)
 
-    best, best_value = None, math.inf
+    def per_scale(s: float) -> Callable[[Tensor], Tensor]:
+        return lambda unit: log_loss(unit, s) / s
+
+    found = []
     for restart in range(restarts):
         unit = random_unit(n, dim, generator)
         level = min(scale, (10.0, 30.0)[restart % 2])
         while level < scale:
-            unit = minimise_on_sphere(lambda w, s=level: log_loss(w, s) / s, unit, steps)
+            unit = minimise_on_sphere(per_scale(level), unit, steps)
             level *= 4.0
-        unit = minimise_on_sphere(lambda w: log_loss(w, scale) / scale, unit, steps)
-        value = float(log_loss(unit, scale))
-        if value < best_value:
-            best, best_value = unit, value
+        unit = minimise_on_sphere(per_scale(scale), unit, steps)
+        found.append((float(log_loss(unit, scale)), unit))
+    best = min(found, key=lambda pair: pair[0])[1]
     return best, float(softmax_floor(best, scale))
 
 

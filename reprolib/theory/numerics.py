@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ def descend(slack: Callable[..., Tensor], start: tuple[Tensor, ...], steps: int,
     leaves = [tensor.clone().requires_grad_(True) for tensor in start]
     smallest = math.inf
 
-    def closure() -> Tensor:
+    def closure() -> Any:
         nonlocal smallest
         optimiser.zero_grad()
         value = slack(*leaves)

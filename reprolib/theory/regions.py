@@ -6,6 +6,7 @@ Liu et al. 2017 (SphereFace), Properties 1 to 3. All angles are radians, all ten
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -127,7 +128,7 @@ def a_softmax_extents(
             return sign * (points[0] * points[1]).sum()
 
         for power in (30.0, 300.0, 3e3, 3e4):
-            free = minimise_on_sphere(lambda w, p=power: energy(w, p), free, steps)
+            free = minimise_on_sphere(partial(energy, power=power), free, steps)
         points = _points(unit, m, own, free, math.inf)
         return angle_between(points[0], points[1])
 

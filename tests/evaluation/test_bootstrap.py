@@ -171,5 +171,5 @@ def test_wrong_input_is_named():
         bootstrap_people(pairs, scored_pairs(rows, labels[::-1].copy()))
     with pytest.raises(ValueError, match="far must lie"):
         bootstrap_people(pairs, fars=[0.0])
-    with pytest.raises(ValueError, match="draws must be at least 1"):
+    with pytest.raises(ValueError, match="draws must be an integer >= 1"):
         bootstrap_people(pairs, draws=0)

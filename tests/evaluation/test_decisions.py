@@ -219,7 +219,7 @@ def test_wrong_input_is_named(arguments, options, error, words):
 
 
 def test_wrong_input_of_the_others_is_named():
-    with pytest.raises(ValueError, match="n must be at least 2"):
+    with pytest.raises(ValueError, match="n must be an integer >= 2"):
         power(1.0, 1)
     with pytest.raises(ValueError, match="effect must be"):
         power(np.nan, 5)

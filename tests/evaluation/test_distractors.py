@@ -167,7 +167,7 @@ def test_wrong_input_is_named(change, error, words):
 
 def test_wrong_options_are_named():
     a, b, others = problem()
-    with pytest.raises(ValueError, match="k must be at least 1"):
+    with pytest.raises(ValueError, match="k must be an integer >= 1"):
         distractor_identification(a, b, others, k=0)
     for sizes in ([0], [301]):
         with pytest.raises(ValueError, match="between 1 and 300"):

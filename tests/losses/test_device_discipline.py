@@ -70,6 +70,7 @@ def test_a_training_step_of_a_head(name, dtype):
         "soft triplet": lambda x, y: losses.triplet_loss(x, x.flip(0), x.roll(1, 0), soft=True, squared=False),
         "n-pair": lambda x, y: losses.n_pair_loss(x, x.flip(0), y, l2_weight=0.1),
         "intra": lambda x, y: losses.intra_loss(x, x.roll(1, 0), y % N),
+        "batch hard": lambda x, y: losses.batch_hard_triplet_loss(x, y % 4, 0.3),
         "inter": lambda x, y: losses.inter_loss(x, y % N),
     }.items(),
 )

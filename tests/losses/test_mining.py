@@ -168,6 +168,16 @@ KINDS = ("duplicates", "common shift", "large norms", "mixed norms", "last digit
 class TestScreen:
     """Batch-hard and hardest by one product, a bound, and the pairs that it leaves open."""
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_all_distances_lead_to_the_same_choice(self, kind, dtype, monkeypatch):
+        features, labels = near_duplicates(kind, dtype)
+        monkeypatch.setattr(mining, "_search", mining._AllPairs)
+        expected = hard_by_fractions(features, labels)
+        assert rows(batch_hard_triplets(features, labels)) == expected
+        nearest = {a: n for a, _, n in expected}
+        assert all(nearest[a] == n for a, _, n in rows(hardest_triplets(features, labels)))
+
     @pytest.mark.parametrize("precision", ["highest", "medium"])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("kind", KINDS)
@@ -244,8 +254,10 @@ class TestScreen:
         features = torch.tensor([[0.0], [1.0], [5.0], [2.0]])
         assert rows(batch_hard_triplets(features, torch.tensor([0, 0, 1, 2]))) == [(0, 1, 3), (1, 0, 3)]
 
+    @pytest.mark.parametrize("search", [mining._Screen, mining._AllPairs])
     @pytest.mark.parametrize("mine", [batch_hard_triplets, hardest_triplets])
-    def test_overflow_is_said(self, mine):
+    def test_overflow_is_said(self, mine, search, monkeypatch):
+        monkeypatch.setattr(mining, "_search", search)
         features = torch.tensor([[1.0], [-1.0], [0.5], [-0.5]], dtype=torch.float64)
         for size in (1e160, 1.5e308):
             with pytest.raises(ValueError, match=r"squared distances overflow torch\.float64"):
