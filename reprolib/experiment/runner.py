@@ -31,6 +31,7 @@ from .paths import (
     UsageError,
     cache_folder,
     notebooks_folder,
+    one_line,
     reference_folder,
     remove_leftovers,
     repository_root,
@@ -39,6 +40,7 @@ from .paths import (
     write_atomically,
 )
 from .record import VERDICTS, TableView
+from .reference import against_reference, comparison_view
 from .sources import source_hash
 
 # The profiles whose outputs a committed notebook may show.
@@ -47,13 +49,14 @@ SHOWN_PROFILES = (BASE, "full")
 
 @dataclass(frozen=True)
 class Job:
-    """One notebook to run: its file, its content and its final parameters."""
+    """One notebook to run: its file, its content, its final parameters and the claims that its file declares."""
 
     name: str
     path: Path
     notebook: nbformat.NotebookNode
     parameters: dict[str, Any]
     injected: dict[str, Any]
+    claims: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -136,11 +139,12 @@ def prepare(names: Sequence[str], profile: str, overrides: Mapping[str, Any]) ->
             notebook = nbformat.read(path, as_version=4)
             nbformat.validate(notebook)
         except (nbformat.reader.NotJSONError, nbformat.ValidationError, KeyError, AttributeError, OSError) as error:
-            raise UsageError(f"notebook {name} cannot be read: {' '.join(str(error).split())[:200]}") from error
+            raise UsageError(f"notebook {name} cannot be read: {one_line(error)[:200]}") from error
         declared = notebook_literals(name)
         final = with_overrides(name, profile_parameters(name, profile), overrides)
         injected = {key: value for key, value in final.items() if value != declared[key]}
-        jobs.append(Job(name, path, notebook, final, injected))
+        claims = [claim.declared() for claim in load_claims(name)]
+        jobs.append(Job(name, path, notebook, final, injected, claims))
     return jobs
 
 
@@ -176,7 +180,7 @@ def run_key(job: Job, package: str, data_root: Path) -> str:
     parts = {
         "cells": [[cell.cell_type, cell.source] for cell in job.notebook.cells],
         "parameters": job.parameters,
-        "claims": [claim.declared() for claim in load_claims(job.name)],
+        "claims": job.claims,
         "package": package,
         "data": data_state(data_root, job),
         "versions": {name: metadata.version(name) for name in ("torch", "numpy", "scikit-learn", "matplotlib")},
@@ -201,7 +205,7 @@ def run_job(job: Job, results: Path, kernels: Kernels, *, force: bool = False, s
     except (NotebookFailed, UsageError) as error:
         message = str(error)
     except OSError as error:
-        message = f"its result is not stored: {' '.join(str(error).split())}"
+        message = f"its result is not stored: {one_line(error)}"
     return Outcome(job.name, "failed", seconds=time.perf_counter() - began, message=message)
 
 
@@ -395,25 +399,20 @@ def run_notebooks(
     if len(outcomes) > 1:
         print(f"\n{summary(outcomes, chosen)}", flush=True)
     if not overrides and not save_outputs:
-        compare_with_reference(outcomes, chosen)
+        compare_with_reference(outcomes)
     failed = [outcome.name for outcome in outcomes if outcome.status == "failed"]
     if failed and len(outcomes) > 1:
         print(f"failed: {', '.join(failed)}", file=sys.stderr, flush=True)
     return outcomes
 
 
-def compare_with_reference(outcomes: Sequence[Outcome], profile: str) -> None:
+def compare_with_reference(outcomes: Sequence[Outcome]) -> None:
     """Print, claim by claim, what is as in the committed record of the profile and what differs, where there is one."""
-    folder = reference_folder() / profile
-    documents = [one.document for one in outcomes if one.document and (folder / f"{one.name}.json").exists()]
-    if not documents:
-        return
-    from .reference import compare, comparison_view, load_reference
-
-    comparisons = [compare(document, load_reference(document["notebook"], profile)) for document in documents]
-    print(f"\n{comparison_view(comparisons)}\n", flush=True)
-    for document, comparison in zip(documents, comparisons, strict=True):
-        print(f"{document['notebook']}: {comparison}", flush=True)
+    found = [against_reference(one.document) for one in outcomes if one.document]
+    if comparisons := [comparison for comparison in found if comparison]:
+        print(f"\n{comparison_view(comparisons)}\n", flush=True)
+        for comparison in comparisons:
+            print(f"{comparison.notebook}: {comparison}", flush=True)
 
 
 def summary(outcomes: Sequence[Outcome], profile: str) -> TableView:
