@@ -7,8 +7,8 @@ a mapping from the id to an entry with `statement`, `source`, `criterion` (one s
 - `superiority`: `better: lower | higher`; optional `relative` (default true), `train_test_ratio`, `paper_effect`.
   Paired values.
 - `equivalence`: `margin` in the unit of the values; optional `train_test_ratio`. Paired values.
-- `trend`: `direction: rising | falling` and `statistic: slope | spearman`; optional `paper_effect`. Superiority over 0
-  of that statistic of each seed's values against the swept quantity (`evaluation.trends`).
+- `trend`: `direction: rising | falling`; optional `statistic: slope | spearman` (default slope), `paper_effect`.
+  Superiority over 0 of that statistic of each seed's values against the swept quantity (`evaluation.trends`).
 - `statement`: what the notebook computes itself, True, False or None; optional `paper_effect`, shown only.
 
 The settings are handed to the rule (`evaluation.decide`) once before the runs, so that what it refuses is refused then.
@@ -33,7 +33,12 @@ if TYPE_CHECKING:
 
 _UNGIVEN: Any = object()
 
-_KINDS = {"text": str, "number": (int, float), "whole number": int, "truth value": bool}
+_KINDS: dict[str, tuple[type, ...]] = {
+    "text": (str,),
+    "number": (int, float),
+    "whole number": (int,),
+    "truth value": (bool,),
+}
 _KEYS = {
     **dict.fromkeys(("statement", "source", "criterion", "rule", "paper", "power"), "text"),
     **dict.fromkeys(("better", "direction", "statistic"), "text"),
@@ -52,13 +57,20 @@ class Rule:
     optional: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     example: tuple[Any, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 _PAIRS = ((1.0, 2.0), (2.0, 4.0))
 RULES = {
     "superiority": Rule(("better",), ("relative", "train_test_ratio", "paper_effect"), ("ours", "base"), _PAIRS),
     "equivalence": Rule(("margin",), ("train_test_ratio",), ("ours", "base"), _PAIRS),
-    "trend": Rule(("direction", "statistic"), ("paper_effect",), ("ours", "swept"), (((0, 1), (0, 2)), (0, 1))),
+    "trend": Rule(
+        ("direction",),
+        ("statistic", "paper_effect"),
+        ("ours", "swept"),
+        (((0, 1), (0, 2)), (0, 1)),
+        {"statistic": "slope"},
+    ),
     "statement": Rule(optional=("paper_effect",)),
 }
 
@@ -225,7 +237,8 @@ def _claim(id: str, entry: Any, finding: bool, where: str) -> Claim:
         raise UsageError(f"min_seeds of {where} must be at least 0, got {entry['min_seeds']!r}")
     own = [key for key in (*rule.required, *rule.optional) if key in entry and key != "paper_effect"]
     shared = {key: value for key, value in entry.items() if key not in own}
-    claim = Claim(id, finding=finding, settings={key: entry[key] for key in own}, **{"paper": "", **shared})
+    settings = {**rule.defaults, **{key: entry[key] for key in own}}
+    claim = Claim(id, finding=finding, settings=settings, **{"paper": "", **shared})
     if rule.takes:
         try:
             claim.decision(*map(np.array, rule.example))

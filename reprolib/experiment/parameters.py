@@ -27,13 +27,18 @@ LARGEST_SEED = 2**63 - 1
 FEWEST_PAIRS = 20
 
 
+def check_profile(profile: str, *more: str) -> None:
+    """Raise UsageError unless `profile` is one of PROFILES or of `more`."""
+    if profile not in (*more, *PROFILES):
+        raise UsageError(f"unknown profile {profile!r}; profiles are {', '.join((*more, *PROFILES))}")
+
+
 def load_profile(profile: str) -> dict[str, dict[str, Any]]:
     """The blocks of one profile file: `{"defaults": {...}, "01_l2_softmax": {...}, ...}`, differences only.
 
     Raises UsageError for an unknown profile and for a file that is not a mapping of mappings.
     """
-    if profile not in PROFILES:
-        raise UsageError(f"unknown profile {profile!r}; profiles are {', '.join(PROFILES)}")
+    check_profile(profile)
     if profile == BASE:
         return {}
     path = profiles_folder() / f"{profile}.yaml"
@@ -53,8 +58,7 @@ def profile_parameters(notebook: str, profile: str) -> dict[str, Any]:
     """
     literals = notebook_literals(notebook)
     values = {**literals, "profile": profile}
-    if profile not in PROFILES:
-        raise UsageError(f"unknown profile {profile!r}; profiles are {', '.join(PROFILES)}")
+    check_profile(profile)
     for layer in _LAYERS[profile]:
         blocks = load_profile(layer)
         changes = {**blocks.get("defaults", {}), **blocks.get(notebook, {})}
@@ -219,8 +223,7 @@ def resolve(notebook: str, given: Mapping[str, Any], environment: Mapping[str, s
     """
     literals = profile_parameters(notebook, BASE)
     given = with_overrides(notebook, literals, given)
-    if given["profile"] not in PROFILES:
-        raise UsageError(f"unknown profile {given['profile']!r}; profiles are {', '.join(PROFILES)}")
+    check_profile(given["profile"])
     if environment.get("REPROLIB_FINAL") == "1":
         return given
     profile = given["profile"]

@@ -15,7 +15,7 @@ import pytest
 from fixture_suite import CELLS, NAME, PARAMETERS
 from papermill.exceptions import PapermillExecutionError
 
-from reprolib.experiment import kernel, runner
+from reprolib.experiment import committed, kernel, runner
 from reprolib.experiment.kernel import NotebookFailed, kernel_manager_class
 from reprolib.experiment.paths import UsageError, remove_leftovers, unwritable, write_atomically
 from reprolib.experiment.runner import find_notebooks, prepare, resolve_profile, run_notebooks
@@ -494,10 +494,10 @@ def test_several_notebooks_end_with_a_summary(suite, fake, capsys):
     assert lines[3:] == [
         "Profile standard",
         "notebook    status  checks passed  reproduced  contradicted  inconclusive  seconds",
-        "----------  ------  -------------  ----------  --------------  ------------  -------",
-        "90_fixture  run     1              0           0               1             2",
-        "91_other    run     1              0           0               1             2",
-        "all                 2              0           0               2             4",
+        "----------  ------  -------------  ----------  ------------  ------------  -------",
+        "90_fixture  run     1              0           0             1             2",
+        "91_other    run     1              0           0             1             2",
+        "all                 2              0           0             2             4",
     ]
 
 
@@ -592,7 +592,7 @@ def test_a_notebook_that_changed_meanwhile_does_not_get_the_outputs(suite, fake)
     executed = nbformat.read(suite.results / "standard" / f"{NAME}.ipynb", as_version=4)
     suite.write(PARAMETERS, ["1 + 1", *CELLS])
     with pytest.raises(UsageError, match="changed while it ran"):
-        runner.copy_outputs(executed, suite.path)
+        committed.copy_outputs(executed, suite.path)
 
 
 # From here on with real kernels.
@@ -703,7 +703,7 @@ def test_figures_are_stored_with_a_palette_and_look_the_same():
     import numpy as np
     from PIL import Image
 
-    from reprolib.experiment.runner import smaller_png
+    from reprolib.experiment.committed import smaller_png
 
     x, y = np.meshgrid(np.arange(300), np.arange(200))
     # a smooth disc on white: many shades, as in an antialiased drawing
@@ -728,7 +728,7 @@ def test_a_figure_with_fewer_colours_keeps_rare_class_colours_apart():
     from PIL import Image, ImageColor
 
     from reprolib import plots
-    from reprolib.experiment.runner import smaller_png
+    from reprolib.experiment.committed import smaller_png
 
     generator = np.random.default_rng(0)
     # a drawing of very many shades with ten small patches, one of each class colour
