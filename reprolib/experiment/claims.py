@@ -252,5 +252,5 @@ def _check_kind(key: str, value: Any, kind: str, where: str) -> None:
         return
     if not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind != "truth value"):
         raise UsageError(f"{key} of {where} must be a {kind}, got {value!r}")
-    if kind == "text" and key not in ("paper", "power") and not value.strip():
+    if kind == "text" and key not in ("paper", "power") and not str(value).strip():
         raise UsageError(f"{key} of {where} must not be empty")

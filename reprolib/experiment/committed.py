@@ -1,4 +1,4 @@
-"""What `run --save-outputs` makes of a run: outputs of the committed notebook, its record, the pictures of the README."""
+"""What `run --save-outputs` makes of a run: outputs of the committed notebook, its record, the pictures in README."""
 
 from __future__ import annotations
 
