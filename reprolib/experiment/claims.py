@@ -7,8 +7,9 @@ a mapping from the id to an entry with `statement`, `source`, `criterion` (one s
 - `superiority`: `better: lower | higher`; optional `relative` (default true), `train_test_ratio`, `paper_effect`.
   Paired values.
 - `equivalence`: `margin` in the unit of the values; optional `train_test_ratio`. Paired values.
-- `trend`: `direction: rising | falling`; optional `statistic: slope | spearman` (default slope), `paper_effect`.
-  Superiority over 0 of that statistic of each seed's values against the swept quantity (`evaluation.trends`).
+- `trend`: `direction: rising | falling`; optional `statistic: slope | spearman` (default slope), `paper_effect`,
+  `train_test_ratio`. Superiority over 0 of that statistic of each seed's values against the swept quantity
+  (`evaluation.trends`).
 - `statement`: what the notebook computes itself, True, False or None; optional `paper_effect`, shown only.
 
 The settings are handed to the rule (`evaluation.decide`) once before the runs, so that what it refuses is refused then.
@@ -66,7 +67,7 @@ RULES = {
     "equivalence": Rule(("margin",), ("train_test_ratio",), ("ours", "base"), _PAIRS),
     "trend": Rule(
         ("direction",),
-        ("statistic", "paper_effect"),
+        ("statistic", "train_test_ratio", "paper_effect"),
         ("ours", "swept"),
         (((0, 1), (0, 2)), (0, 1)),
         {"statistic": "slope"},
@@ -116,11 +117,14 @@ class Claim:
         values = {"ours": ours, "base": base, "swept": swept}
         given = tuple(name for name, value in values.items() if value is not None)
         takes = RULES[self.rule].takes
-        if given != takes or (takes and holds is not _UNGIVEN):
+        told = bool(takes) and not given and any(isinstance(value, str) for value in found.values())
+        if (given != takes and not told) or (takes and holds is not _UNGIVEN):
             got = ", ".join(given + ("holds",) * (holds is not _UNGIVEN)) or "none of them"
             wanted = " and ".join(takes) or "holds"
             raise ValueError(f"claim {self.id!r} of rule {self.rule!r} must be judged with {wanted}, got {got}")
-        if takes:
+        if told:
+            verdict = "inconclusive"  # its runs are not made here, as the caller's text says
+        elif takes:
             verdict = self._ruled(found, [values[name] for name in takes], len(seeds))
         else:
             verdict = self._stated(found, holds)
@@ -177,8 +181,9 @@ class Claim:
             return decide(ours, other, kind=self.rule, relative=False, **self.settings)
         check_choice(self.settings["direction"], "direction", ("rising", "falling"))
         statistics = trends(ours, other, statistic=self.settings["statistic"])
+        options = {"paper_effect": self.paper_effect, "train_test_ratio": self.settings.get("train_test_ratio")}
         better = "higher" if self.settings["direction"] == "rising" else "lower"
-        return decide(statistics, better=better, relative=False, paper_effect=self.paper_effect)
+        return decide(statistics, better=better, relative=False, **options)
 
     def shown_power(self) -> str:
         effect = "" if self.paper_effect is None else f"the paper's effect is {number(float(self.paper_effect))}"

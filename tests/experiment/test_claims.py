@@ -247,6 +247,7 @@ def test_a_trend_is_the_slope_of_each_seed(convert):
     )
     assert (judged.measured["n"], "difference" in judged.measured) == (3, False)
     assert ruled("trend", direction="falling").judge(ours=rows, swept=swept) == "contradicted"
+    assert ruled("trend", train_test_ratio=1e4).judge(ours=rows, swept=swept) == "inconclusive"
 
 
 def test_a_trend_by_rank():
@@ -274,6 +275,19 @@ def test_too_few_seeds_are_inconclusive_and_never_an_exception(rule, count, min_
         values = {"ours": [1.5] * count, "base": [2.0] * count}
     assert judged.judge(seeds=range(count), **values) == "inconclusive"
     assert judged.measured["reason"] == reason
+
+
+@pytest.mark.parametrize("rule", ["superiority", "equivalence", "trend"])
+@pytest.mark.parametrize("name", ["not run", "reason"])
+def test_a_claim_whose_runs_are_not_made_says_why(rule, name):
+    judged = ruled(rule)
+    assert judged.judge({name: "needs a larger set"}) == "inconclusive"
+    assert (judged.measured, judged.seeds) == ({name: "needs a larger set"}, [])
+    for silent in ({}, {"x": 1.0}):
+        with pytest.raises(ValueError, match="must be judged with ours and .*, got none of them"):
+            ruled(rule).judge(silent)
+    with pytest.raises(ValueError, match="must be judged with ours and .*, got ours"):
+        ruled(rule).judge({name: "text"}, ours=[1.0, 2.0])
 
 
 @pytest.mark.parametrize(
