@@ -181,7 +181,10 @@ class Claim:
             return decide(ours, other, kind=self.rule, relative=False, **self.settings)
         check_choice(self.settings["direction"], "direction", ("rising", "falling"))
         statistics = trends(ours, other, statistic=self.settings["statistic"])
-        options = {"paper_effect": self.paper_effect, "train_test_ratio": self.settings.get("train_test_ratio")}
+        options: dict[str, Any] = {
+            "paper_effect": self.paper_effect,
+            "train_test_ratio": self.settings.get("train_test_ratio"),
+        }
         better = "higher" if self.settings["direction"] == "rising" else "lower"
         return decide(statistics, better=better, relative=False, **options)
 

@@ -284,9 +284,9 @@ def test_a_claim_whose_runs_are_not_made_says_why(rule, name):
     assert judged.judge({name: "needs a larger set"}) == "inconclusive"
     assert (judged.measured, judged.seeds) == ({name: "needs a larger set"}, [])
     for silent in ({}, {"x": 1.0}):
-        with pytest.raises(ValueError, match="must be judged with ours and .*, got none of them"):
+        with pytest.raises(ValueError, match=r"must be judged with ours and .*, got none of them"):
             ruled(rule).judge(silent)
-    with pytest.raises(ValueError, match="must be judged with ours and .*, got ours"):
+    with pytest.raises(ValueError, match=r"must be judged with ours and .*, got ours"):
         ruled(rule).judge({name: "text"}, ours=[1.0, 2.0])
 
 
