@@ -20,7 +20,7 @@ for _name, _value in same_kernels().items():
     os.environ.setdefault(_name, _value)
 
 ROOT = Path(__file__).resolve().parent
-_VARIABLES = ("REPROLIB_PROFILE", "REPROLIB_RESULTS", "REPROLIB_CACHE", "PYTHONPATH")
+_VARIABLES = ("REPROLIB_PROFILE", "REPROLIB_RESULTS", "REPROLIB_CACHE", "REPROLIB_RUNS", "PYTHONPATH")
 
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("suite")
@@ -72,6 +72,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["REPROLIB_PROFILE"] = "smoke"
     os.environ["REPROLIB_RESULTS"] = str(folder / "results")
     os.environ["REPROLIB_CACHE"] = str(folder / "cache")
+    # Lines of runs go where the results go.
+    os.environ.pop("REPROLIB_RUNS", None)
     # The kernels of nbval start in the notebooks' folder.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 

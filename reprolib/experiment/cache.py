@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from .fingerprint import Fingerprint, UnreadableError
-from .paths import write_atomically
+from .paths import one_line, write_atomically
+from .record import interval
 from .runs import RunLines
 from .sources import Sources
 
@@ -137,7 +138,7 @@ class RunCache:
                 raise ValueError("the key inside is another one")
             return content["value"]
         except Exception as error:  # whatever a damaged file makes the reader raise
-            reason = " ".join(str(error).split())[:120]
+            reason = one_line(error)[:120]
             print(f"reprolib: cached run {path.name} is damaged ({reason}); computing it again", file=sys.stderr)
             path.unlink(missing_ok=True)
             return None
@@ -175,8 +176,8 @@ def _storable(value: Any, where: str) -> Any:
         return value.detach().cpu().clone()
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, float) and hasattr(value, "low") and hasattr(value, "high"):
-        return {"value": float(value), "low": value.low, "high": value.high, "level": value.level}
+    if isinstance(value, float) and (parts := interval(value)):
+        return parts
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind(value)

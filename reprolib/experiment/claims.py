@@ -2,48 +2,77 @@
 
 The file has two keys, `claims` (sentences of papers) and `findings` (what the suite adds; `paper` stays empty). Each is
 a mapping from the id to an entry with `statement`, `source`, `criterion` (one sentence in words), `rule` and
-`paper_value`; with `paper` for claims; and where wanted with `paper_effect`, `min_seeds`, `power` (free text). Rules:
+`paper_value`; with `paper` for claims; and where wanted with `min_seeds` and `power` (free text). Rules:
 
-- `superiority`: `better: lower | higher`; optional `relative` (default true), `train_test_ratio`. Paired values.
+- `superiority`: `better: lower | higher`; optional `relative` (default true), `train_test_ratio`, `paper_effect`.
+  Paired values.
 - `equivalence`: `margin` in the unit of the values; optional `train_test_ratio`. Paired values.
-- `trend`: `direction: rising | falling`; optional `statistic: slope | rank`. Per seed the least-squares slope, or
-  Spearman's rank correlation, of the values against the swept quantity; superiority of that statistic over 0.
-- `statement`: what the notebook computes itself, True, False or None.
+- `trend`: `direction: rising | falling`; optional `statistic: slope | spearman` (default slope), `paper_effect`,
+  `train_test_ratio`. Superiority over 0 of that statistic of each seed's values against the swept quantity
+  (`evaluation.trends`).
+- `statement`: what the notebook computes itself, True, False or None; optional `paper_effect`, shown only.
+
+The settings are handed to the rule (`evaluation.decide`) once before the runs, so that what it refuses is refused then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import yaml
 
-from .parameters import _Loader, _one_line
-from .paths import UsageError, notebooks_folder
+from .._checks import check_choice
+from .paths import UsageError, notebooks_folder, one_line
 from .record import number, plain
+from .strict_yaml import read_yaml
+
+if TYPE_CHECKING:
+    from ..evaluation import Decision
 
 _UNGIVEN: Any = object()
 
-_TEXT, _NUMBER = (str,), (int, float)
-_ANY = (str, int, float, bool, list, dict, type(None))
-_REQUIRED = {"statement": _TEXT, "source": _TEXT, "criterion": _TEXT, "rule": _TEXT, "paper_value": _ANY}
-_OPTIONAL = {"paper": _TEXT, "paper_effect": _NUMBER, "min_seeds": (int,), "power": _TEXT}
-# Parameters of each rule: their types, and the texts that are allowed; a default makes one optional.
-_RATIO = {"train_test_ratio": (_NUMBER, None)}
-_RULES: dict[str, dict[str, tuple[tuple[type, ...], Any]]] = {
-    "superiority": {"better": (_TEXT, _UNGIVEN), "relative": ((bool,), True), **_RATIO},
-    "equivalence": {"margin": (_NUMBER, _UNGIVEN), **_RATIO},
-    "trend": {"direction": (_TEXT, _UNGIVEN), "statistic": (_TEXT, "slope")},
-    "statement": {},
+_KINDS: dict[str, tuple[type, ...]] = {
+    "text": (str,),
+    "number": (int, float),
+    "whole number": (int,),
+    "truth value": (bool,),
 }
-_CHOICES = {
-    "rule": tuple(_RULES),
-    "better": ("lower", "higher"),
-    "direction": ("rising", "falling"),
-    "statistic": ("slope", "rank"),
+_KEYS = {
+    **dict.fromkeys(("statement", "source", "criterion", "rule", "paper", "power"), "text"),
+    **dict.fromkeys(("better", "direction", "statistic"), "text"),
+    **dict.fromkeys(("paper_effect", "margin", "train_test_ratio"), "number"),
+    **{"min_seeds": "whole number", "relative": "truth value"},
+}
+_REQUIRED = ("statement", "source", "criterion", "rule", "paper_value")
+_OPTIONAL = ("paper", "min_seeds", "power")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The keys that go with a rule, the values that it is judged by, and two seeds of such values."""
+
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+    example: tuple[Any, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+_PAIRS = ((1.0, 2.0), (2.0, 4.0))
+RULES = {
+    "superiority": Rule(("better",), ("relative", "train_test_ratio", "paper_effect"), ("ours", "base"), _PAIRS),
+    "equivalence": Rule(("margin",), ("train_test_ratio",), ("ours", "base"), _PAIRS),
+    "trend": Rule(
+        ("direction",),
+        ("statistic", "train_test_ratio", "paper_effect"),
+        ("ours", "swept"),
+        (((0, 1), (0, 2)), (0, 1)),
+        {"statistic": "slope"},
+    ),
+    "statement": Rule(optional=("paper_effect",)),
 }
 
 
@@ -85,16 +114,20 @@ class Claim:
         """The verdict; see `Experiment.judge`."""
         distinct = [int(seed) for seed in dict.fromkeys(seeds)]
         found = dict(measured or {})
-        if self.rule == "statement":
-            if ours is not None or base is not None or swept is not None:
-                raise ValueError(f"claim {self.id!r} is a statement: it takes holds=..., got values to compare")
-            verdict = self._stated(found, holds)
+        values = {"ours": ours, "base": base, "swept": swept}
+        given = tuple(name for name, value in values.items() if value is not None)
+        takes = RULES[self.rule].takes
+        told = bool(takes) and not given and any(isinstance(value, str) for value in found.values())
+        if (given != takes and not told) or (takes and holds is not _UNGIVEN):
+            got = ", ".join(given + ("holds",) * (holds is not _UNGIVEN)) or "none of them"
+            wanted = " and ".join(takes) or "holds"
+            raise ValueError(f"claim {self.id!r} of rule {self.rule!r} must be judged with {wanted}, got {got}")
+        if told:
+            verdict = "inconclusive"  # its runs are not made here, as the caller's text says
+        elif takes:
+            verdict = self._ruled(found, [values[name] for name in takes], len(seeds))
         else:
-            if holds is not _UNGIVEN:
-                raise ValueError(
-                    f"claim {self.id!r} is decided by its rule {self.rule!r}: it takes ours=..., got holds"
-                )
-            verdict = self._ruled(found, [*seeds], ours, base, swept)
+            verdict = self._stated(found, holds)
         if len(distinct) < self.min_seeds and verdict != "inconclusive":
             verdict = "inconclusive"
             found["reason"] = f"{len(distinct)} seeds, {self.min_seeds} are needed"
@@ -120,57 +153,40 @@ class Claim:
             raise TypeError(f"the answer on claim {self.id!r} must be True, False or None, got {answer!r}")
         return "reproduced" if answer else "contradicted"
 
-    def _ruled(self, measured: dict[str, Any], seeds: list[int], ours: Any, base: Any, swept: Any) -> str:
-        values = self._values(ours, "ours", 2 if self.rule == "trend" else 1)
-        if len(seeds) not in (0, len(values)):
-            raise ValueError(f"claim {self.id!r} needs one value a seed, got {len(values)} for {len(seeds)} seeds")
-        options: dict[str, Any] = {"paper_effect": self.paper_effect, "relative": False}
-        other = None
+    def _ruled(self, measured: dict[str, Any], values: Sequence[Any], seeds: int) -> str:
+        try:
+            arrays = [np.asarray(one.detach().cpu() if isinstance(one, torch.Tensor) else one) for one in values]
+            decision = self.decision(*arrays)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"claim {self.id!r}: {one_line(error)}") from error
+        if seeds not in (0, decision.n):
+            raise ValueError(f"claim {self.id!r} needs one value a seed, got {decision.n} for {seeds} seeds")
         if self.rule == "trend":
-            if base is not None:
-                raise ValueError(f"claim {self.id!r} is a trend: it takes ours and swept, got base")
-            values = self._slopes(values, self._values(swept, "swept", 1))
-            options["better"] = "higher" if self.settings["direction"] == "rising" else "lower"
-            measured |= {self.settings["statistic"]: float(values.mean())}
+            measured[self.settings["statistic"]] = decision.difference
         else:
-            other = self._values(base, "base", 1)
-            if len(other) != len(values):
-                raise ValueError(f"claim {self.id!r} compares pairs, got {len(values)} and {len(other)} values")
-            measured |= {"ours": float(values.mean()), "base": float(other.mean())}
-            options |= {"kind": self.rule, **self.settings}
-        if len(values) < max(2, self.min_seeds):
-            measured["reason"] = f"{len(values)} pairs, {max(2, self.min_seeds)} are needed"
-            return "inconclusive"
-        from ..evaluation import decide
-
-        decision = decide(values, other, **options)
-        measured |= {"difference": decision.difference, "n": decision.n}
-        if decision.relative is not None:
-            measured["relative"] = decision.relative
+            measured |= {"ours": float(arrays[0].mean()), "base": float(arrays[1].mean())}
+            measured["difference"] = decision.difference
+        measured |= {"n": decision.n, "reason": decision.reason}
+        shown = {"relative": decision.relative, "detectable": decision.detectable}
+        measured |= {name: value for name, value in shown.items() if value is not None}
         return decision.verdict
 
-    def _values(self, values: Any, name: str, axes: int) -> np.ndarray:
-        array = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
-        shape = "one row a seed and one column a swept value" if axes == 2 else "one number each"
-        if array.dtype.kind not in "iuf" or array.ndim != axes or array.size == 0:
-            raise ValueError(f"{name} of claim {self.id!r} must have {shape}, got {values!r}")
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name} of claim {self.id!r} must be finite, got {values!r}")
-        return array.astype(np.float64)
+    def decision(self, ours: Any, other: Any) -> Decision:
+        """What the rule says of `ours` against the base or the swept values `other`. Raises as `evaluation.decide`."""
+        from ..evaluation import decide, trends
 
-    def _slopes(self, values: np.ndarray, swept: np.ndarray) -> np.ndarray:
-        """Per row, slope = sum (t - mean t)(v - mean v) / sum (t - mean t)^2, or the same of ranks in units of s.d."""
-        from scipy.stats import rankdata
-
-        if values.shape[1] != len(swept) or len(np.unique(swept)) < 2:
-            raise ValueError(f"swept of claim {self.id!r} must be {values.shape[1]} values, not all equal, got {swept}")
-        if self.settings["statistic"] == "rank":
-            values, swept = rankdata(values, axis=1), rankdata(swept)
-            spread = values.std(axis=1, keepdims=True)
-            # A row of equal values has no order: its correlation is 0.
-            values, swept = values / np.where(spread > 0, spread, 1), swept / swept.std()
-        centred = swept - swept.mean()
-        return (values - values.mean(axis=1, keepdims=True)) @ centred / centred.dot(centred)
+        if self.rule == "superiority":
+            return decide(ours, other, paper_effect=self.paper_effect, **self.settings)
+        if self.rule == "equivalence":
+            return decide(ours, other, kind=self.rule, relative=False, **self.settings)
+        check_choice(self.settings["direction"], "direction", ("rising", "falling"))
+        statistics = trends(ours, other, statistic=self.settings["statistic"])
+        options: dict[str, Any] = {
+            "paper_effect": self.paper_effect,
+            "train_test_ratio": self.settings.get("train_test_ratio"),
+        }
+        better = "higher" if self.settings["direction"] == "rising" else "lower"
+        return decide(statistics, better=better, relative=False, **options)
 
     def shown_power(self) -> str:
         effect = "" if self.paper_effect is None else f"the paper's effect is {number(float(self.paper_effect))}"
@@ -191,14 +207,7 @@ def load_claims(notebook: str) -> list[Claim]:
     Raises UsageError with one sentence that names the file and the id for anything that is not as described above.
     """
     path = notebooks_folder() / "claims" / f"{notebook.partition('_')[0]}.yaml"
-    if not path.exists():
-        return []
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path.name} is not valid YAML: {_one_line(error)}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path.name} cannot be read: {error}") from error
+    content = read_yaml(path, path.name) if path.exists() else {"claims": {}}
     if not isinstance(content, dict) or not content or set(content) - {"claims", "findings"}:
         raise UsageError(f"{path.name} must be a mapping with the keys 'claims' and 'findings' and no other")
     found: dict[str, Claim] = {}
@@ -218,35 +227,38 @@ def load_claims(notebook: str) -> list[Claim]:
 def _claim(id: str, entry: Any, finding: bool, where: str) -> Claim:
     if not isinstance(entry, dict):
         raise UsageError(f"{where} must be a mapping, got {entry!r}")
-    _check_value("rule", entry.get("rule", ""), _TEXT, where)
-    rules = _RULES[entry["rule"]]
-    allowed = {**_REQUIRED, **_OPTIONAL, **{key: kinds for key, (kinds, _) in rules.items()}}
+    if entry.get("rule") not in tuple(RULES):
+        raise UsageError(f"rule of {where} must be one of {', '.join(RULES)}, got {entry.get('rule')!r}")
+    rule = RULES[entry["rule"]]
+    required = (*_REQUIRED, *(() if finding else ("paper",)), *rule.required)
+    allowed = dict.fromkeys((*required, *_OPTIONAL, *rule.optional))
     if unknown := [key for key in entry if key not in allowed]:
         raise UsageError(f"{where} has the unknown key {unknown[0]!r}; allowed are {', '.join(allowed)}")
-    required = [*_REQUIRED, *(key for key, (_, default) in rules.items() if default is _UNGIVEN)]
-    required += [] if finding else ["paper"]
     if missing := [key for key in required if key not in entry]:
         raise UsageError(f"{where} has no {missing[0]!r}")
-    for key, value in entry.items():
-        _check_value(key, value, allowed[key], where)
+    for key, kind in _KEYS.items():
+        _check_kind(key, entry.get(key, _UNGIVEN), kind, where)
     if bool(entry.get("paper", "").strip()) == finding:
         wanted = "be empty: the claims of papers stand under 'claims'" if finding else "name a paper"
         raise UsageError(f"paper of {where} must {wanted}, got {entry.get('paper')!r}")
-    settings = {key: entry.get(key, default) for key, (_, default) in rules.items()}
-    shared = {key: value for key, value in entry.items() if key not in settings}
-    return Claim(id, finding=finding, settings=settings, **{"paper": "", **shared})
+    if entry.get("min_seeds", 0) < 0:
+        raise UsageError(f"min_seeds of {where} must be at least 0, got {entry['min_seeds']!r}")
+    own = [key for key in (*rule.required, *rule.optional) if key in entry and key != "paper_effect"]
+    shared = {key: value for key, value in entry.items() if key not in own}
+    settings = {**rule.defaults, **{key: entry[key] for key in own}}
+    claim = Claim(id, finding=finding, settings=settings, **{"paper": "", **shared})
+    if rule.takes:
+        try:
+            claim.decision(*map(np.array, rule.example))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{where}: {one_line(error)}") from error
+    return claim
 
 
-def _check_value(key: str, value: Any, kinds: tuple[type, ...], where: str) -> None:
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        names = {str: "text", int: "whole number", float: "number", bool: "truth value"}
-        wanted = " or ".join(names.get(kind, kind.__name__) for kind in kinds)
-        raise UsageError(f"{key} of {where} must be a {wanted}, got {value!r}")
-    if key in _CHOICES and value not in _CHOICES[key]:
-        raise UsageError(f"{key} of {where} must be one of {', '.join(_CHOICES[key])}, got {value!r}")
-    if kinds == _TEXT and key not in ("paper", "power") and not value.strip():
+def _check_kind(key: str, value: Any, kind: str, where: str) -> None:
+    if value is _UNGIVEN:
+        return
+    if not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind != "truth value"):
+        raise UsageError(f"{key} of {where} must be a {kind}, got {value!r}")
+    if kind == "text" and key not in ("paper", "power") and not str(value).strip():
         raise UsageError(f"{key} of {where} must not be empty")
-    if key in ("margin", "paper_effect", "train_test_ratio") and not 0 < value < float("inf"):
-        raise UsageError(f"{key} of {where} must be a finite number above 0, got {value!r}")
-    if key == "min_seeds" and value < 0:
-        raise UsageError(f"{key} of {where} must be at least 0, got {value!r}")

@@ -16,7 +16,7 @@ from typing import Any
 import nbformat
 
 from .._arithmetic import same_kernels
-from .paths import PACKAGE
+from .paths import PACKAGE, one_line
 from .progress import VARIABLE as PROGRESS
 from .progress import Display
 
@@ -121,7 +121,7 @@ def execute(
             iopub_timeout=60,
         )
     except PapermillExecutionError as error:
-        reason = " ".join(f"{error.ename}: {error.evalue}".split())
+        reason = one_line(f"{error.ename}: {error.evalue}")
         raise NotebookFailed(
             f"cell [{error.exec_count}] ({_first_line(error.source)}) failed: {reason[:400]}"
         ) from error
@@ -132,7 +132,7 @@ def execute(
         said = _last_line(log) or "perhaps for lack of memory"
         raise NotebookFailed(f"cell {_last_started(target)} failed: the kernel died, {said}") from error
     except RuntimeError as error:
-        said = _last_line(log) or " ".join(str(error).split())[:400]
+        said = _last_line(log) or one_line(error)[:400]
         raise NotebookFailed(f"the kernel did not start: {said}") from error
     finally:
         kernels.ended(staging)

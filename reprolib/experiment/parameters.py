@@ -10,13 +10,11 @@ import ast
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import yaml
-
-from .paths import UsageError, notebooks_folder, profiles_folder
+from .paths import UsageError, notebooks_folder, one_line, profiles_folder
+from .strict_yaml import parse_yaml, read_yaml
 
 PROFILES = ("smoke", "standard", "full", "paper")
 BASE = "standard"
@@ -29,36 +27,10 @@ LARGEST_SEED = 2**63 - 1
 FEWEST_PAIRS = 20
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML of the profiles and of `-p key=value`, with the numbers and truth values of YAML 1.2.
-
-    So 1e-3 is a number, while 1:30 (90 in YAML 1.1), 010 (8), `on` and a date are text; a repeated key is an error.
-    """
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 (the parent class declares it so)
-        first: [(tag, pattern) for tag, pattern in resolvers if tag.rsplit(":", 1)[1] in ("null", "merge")]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = [key for position, key in enumerate(keys) if key in keys[:position]]
-        if repeated:
-            raise yaml.constructor.ConstructorError(None, None, f"key {repeated[0]!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-for _tag, _pattern in (
-    ("bool", r"true|True|TRUE|false|False|FALSE"),
-    ("int", r"[-+]?(?:0|[1-9](?:_?[0-9])*)"),
-    ("float", r"[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)"),
-):
-    _first = list("-+.0123456789tTfF")
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(getattr(error, "problem", None) or error).split())
+def check_profile(profile: str, *more: str) -> None:
+    """Raise UsageError unless `profile` is one of PROFILES or of `more`."""
+    if profile not in (*more, *PROFILES):
+        raise UsageError(f"unknown profile {profile!r}; profiles are {', '.join((*more, *PROFILES))}")
 
 
 def load_profile(profile: str) -> dict[str, dict[str, Any]]:
@@ -66,17 +38,11 @@ def load_profile(profile: str) -> dict[str, dict[str, Any]]:
 
     Raises UsageError for an unknown profile and for a file that is not a mapping of mappings.
     """
-    if profile not in PROFILES:
-        raise UsageError(f"unknown profile {profile!r}; profiles are {', '.join(PROFILES)}")
+    check_profile(profile)
     if profile == BASE:
         return {}
     path = profiles_folder() / f"{profile}.yaml"
-    try:
-        blocks = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"profile file {path.name} is not valid YAML: {_one_line(error)}") from error
-    except OSError as error:
-        raise UsageError(f"profile file {path} cannot be read: {error.strerror}") from error
+    blocks = read_yaml(path, f"profile file {path.name}")
     if not isinstance(blocks, dict):
         raise UsageError(f"profile file {path.name} must be a mapping, got {blocks!r}")
     for name, block in blocks.items():
@@ -92,8 +58,7 @@ def profile_parameters(notebook: str, profile: str) -> dict[str, Any]:
     """
     literals = notebook_literals(notebook)
     values = {**literals, "profile": profile}
-    if profile not in PROFILES:
-        raise UsageError(f"unknown profile {profile!r}; profiles are {', '.join(PROFILES)}")
+    check_profile(profile)
     for layer in _LAYERS[profile]:
         blocks = load_profile(layer)
         changes = {**blocks.get("defaults", {}), **blocks.get(notebook, {})}
@@ -115,7 +80,7 @@ def notebook_literals(name: str) -> dict[str, Any]:
     except UsageError as error:
         raise UsageError(f"notebook {name}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
-        raise UsageError(f"notebook {name} cannot be read: {_one_line(error)[:200]}") from error
+        raise UsageError(f"notebook {name} cannot be read: {one_line(error)[:200]}") from error
     if declared.get("profile") != BASE:
         raise UsageError(f"notebook {name}: its parameters cell must hold profile = {BASE!r}")
     return {key: check_value(key, value, value) for key, value in declared.items()}
@@ -236,10 +201,7 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
             raise UsageError(f"parameter {name!r} is given twice")
         if name == "profile":
             raise UsageError("the profile is chosen with --profile, not with -p")
-        try:
-            overrides[name] = yaml.load(text, Loader=_Loader)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise UsageError(f"the value of parameter {name!r} is not valid YAML: {_one_line(error)}") from error
+        overrides[name] = parse_yaml(text, f"the value of parameter {name!r}")
     return overrides
 
 
@@ -261,8 +223,7 @@ def resolve(notebook: str, given: Mapping[str, Any], environment: Mapping[str, s
     """
     literals = profile_parameters(notebook, BASE)
     given = with_overrides(notebook, literals, given)
-    if given["profile"] not in PROFILES:
-        raise UsageError(f"unknown profile {given['profile']!r}; profiles are {', '.join(PROFILES)}")
+    check_profile(given["profile"])
     if environment.get("REPROLIB_FINAL") == "1":
         return given
     profile = given["profile"]

@@ -21,6 +21,11 @@ class UsageError(ValueError):
     """A name or a value that the user gave is not allowed; the message is one sentence that says what is."""
 
 
+def one_line(error: object) -> str:
+    """The text of an error in one line."""
+    return " ".join(str(error).split())
+
+
 def repository_root() -> Path:
     """Folder that holds `notebooks/`, `results/` and `.cache/`."""
     return Path(os.environ.get("REPROLIB_ROOT") or PACKAGE.parent).resolve()

@@ -32,15 +32,20 @@ def plain(value: Any, where: str) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{where} must be finite, not {float(value)!r}")
-        if hasattr(value, "low") and hasattr(value, "high"):
-            parts = {"value": float(value), "low": value.low, "high": value.high, "level": value.level}
-            return {name: plain(part, f"{where} ({name})") for name, part in parts.items() if part is not None}
-        return float(value)
+        return {name: plain(part, f"{where} ({name})") for name, part in interval(value).items()} or float(value)
     if isinstance(value, Mapping):
         return {str(key): plain(item, f"{where}[{key!r}]") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item, where) for item in value]
     raise TypeError(f"{where} must be made of numbers, text, lists and dictionaries, not {type(value).__name__}")
+
+
+def interval(value: Any) -> dict[str, float]:
+    """The parts `value, low, high, level` of an estimate; none of a plain number or without a bounded interval."""
+    bounds = getattr(value, "low", -math.inf), getattr(value, "high", math.inf)
+    if bounds == (-math.inf, math.inf):
+        return {}
+    return {"value": float(value), "low": bounds[0], "high": bounds[1], "level": value.level}
 
 
 def _without_infinities(value: Any) -> Any:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .paths import UsageError, reference_folder, write_atomically
-from .record import TableView, dumps, number
+from .paths import UsageError, reference_folder
+from .record import TableView, number
 
 Document = Mapping[str, Any]
 
@@ -35,13 +35,6 @@ def load_reference(notebook: str, profile: str) -> dict[str, Any] | None:
     """The committed record of a notebook at a profile, None if there is none. Raises UsageError for a damaged one."""
     path = reference_folder() / profile / f"{notebook}.json"
     return read_record(path) if path.exists() else None
-
-
-def save_reference(document: Document) -> Path:
-    """Make a record the committed one, `reference/<profile>/<notebook>.json`, and return its path."""
-    path = reference_folder() / document["profile"] / f"{document['notebook']}.json"
-    write_atomically(path, dumps(document))
-    return path
 
 
 @dataclass(frozen=True)
@@ -107,6 +100,12 @@ def compare(document: Document, reference: Document) -> Comparison:
         tuple(sorted(checks[1] - checks[0])),
         {n: (values[0].get(n), values[1].get(n)) for n in names if values[0].get(n) != values[1].get(n)},
     )
+
+
+def against_reference(document: Document) -> Comparison | None:
+    """A record against the committed one of its notebook and profile; None where there is none."""
+    reference = load_reference(document["notebook"], document["profile"])
+    return None if reference is None else compare(document, reference)
 
 
 def _pairs(document: Document, reference: Document) -> Iterator[ClaimPair]:

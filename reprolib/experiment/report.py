@@ -7,19 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .parameters import BASE, PROFILES, profile_parameters
+from .parameters import BASE, check_profile, profile_parameters
 from .paths import UsageError, reference_folder, results_folder, write_atomically
 from .record import VERDICTS, TableView, checks_view, claims_view, number, table_view
-from .reference import (
-    SAME,
-    ClaimPair,
-    Comparison,
-    Document,
-    compare,
-    comparison_view,
-    load_reference,
-    read_record,
-)
+from .reference import SAME, ClaimPair, Comparison, Document, against_reference, comparison_view, read_record
 from .runner import resolve_profile
 
 
@@ -30,8 +21,8 @@ def load_records(profile: str | None = None, results: Path | None = None) -> lis
     `standard` if that one has no record. Raises UsageError for an unknown profile, for one without a record and for a
     record that cannot be read.
     """
-    if profile is not None and profile not in PROFILES:
-        raise UsageError(f"unknown profile {profile!r}; profiles are {', '.join(PROFILES)}")
+    if profile is not None:
+        check_profile(profile)
     for name in [profile] if profile else dict.fromkeys([resolve_profile("auto"), BASE]):
         paths: dict[str, tuple[Path, bool]] = {}
         for folder, committed in ((reference_folder(), True), (results or results_folder(), False)):
@@ -43,10 +34,7 @@ def load_records(profile: str | None = None, results: Path | None = None) -> lis
 
 def compared(document: Document) -> Comparison | None:
     """A reader's record against the committed one; None where there is none, and for the committed one itself."""
-    if document.get("committed"):
-        return None
-    reference = load_reference(document["notebook"], document["profile"])
-    return None if reference is None else compare(document, reference)
+    return None if document.get("committed") else against_reference(document)
 
 
 def changed_parameters(document: Document) -> dict[str, Any]:

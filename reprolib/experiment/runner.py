@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
-import io
 import json
 import os
 import re
@@ -22,15 +20,16 @@ from typing import Any
 
 import joblib
 import nbformat
-from PIL import Image
 
 from .claims import load_claims
+from .committed import commit
 from .kernel import Kernels, NotebookFailed, execute
-from .parameters import BASE, PROFILES, notebook_literals, profile_parameters, with_overrides
+from .parameters import BASE, check_profile, notebook_literals, profile_parameters, with_overrides
 from .paths import (
     UsageError,
     cache_folder,
     notebooks_folder,
+    one_line,
     reference_folder,
     remove_leftovers,
     repository_root,
@@ -39,6 +38,7 @@ from .paths import (
     write_atomically,
 )
 from .record import VERDICTS, TableView
+from .reference import against_reference, comparison_view
 from .sources import source_hash
 
 # The profiles whose outputs a committed notebook may show.
@@ -47,13 +47,14 @@ SHOWN_PROFILES = (BASE, "full")
 
 @dataclass(frozen=True)
 class Job:
-    """One notebook to run: its file, its content and its final parameters."""
+    """One notebook to run: its file, its content, its final parameters and the claims that its file declares."""
 
     name: str
     path: Path
     notebook: nbformat.NotebookNode
     parameters: dict[str, Any]
     injected: dict[str, Any]
+    claims: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,9 @@ def find_notebooks(names: Sequence[str]) -> dict[str, Path]:
 
 def resolve_profile(profile: str) -> str:
     """`auto` is `full` where there is a GPU, else `standard`. Raises UsageError for an unknown profile."""
+    check_profile(profile, "auto")
     if profile == "auto":
         return "full" if device_type().startswith("cuda") else BASE
-    if profile not in PROFILES:
-        raise UsageError(f"unknown profile {profile!r}; profiles are auto, {', '.join(PROFILES)}")
     return profile
 
 
@@ -136,11 +136,12 @@ def prepare(names: Sequence[str], profile: str, overrides: Mapping[str, Any]) ->
             notebook = nbformat.read(path, as_version=4)
             nbformat.validate(notebook)
         except (nbformat.reader.NotJSONError, nbformat.ValidationError, KeyError, AttributeError, OSError) as error:
-            raise UsageError(f"notebook {name} cannot be read: {' '.join(str(error).split())[:200]}") from error
+            raise UsageError(f"notebook {name} cannot be read: {one_line(error)[:200]}") from error
         declared = notebook_literals(name)
         final = with_overrides(name, profile_parameters(name, profile), overrides)
         injected = {key: value for key, value in final.items() if value != declared[key]}
-        jobs.append(Job(name, path, notebook, final, injected))
+        claims = [claim.declared() for claim in load_claims(name)]
+        jobs.append(Job(name, path, notebook, final, injected, claims))
     return jobs
 
 
@@ -176,7 +177,7 @@ def run_key(job: Job, package: str, data_root: Path) -> str:
     parts = {
         "cells": [[cell.cell_type, cell.source] for cell in job.notebook.cells],
         "parameters": job.parameters,
-        "claims": [claim.declared() for claim in load_claims(job.name)],
+        "claims": job.claims,
         "package": package,
         "data": data_state(data_root, job),
         "versions": {name: metadata.version(name) for name in ("torch", "numpy", "scikit-learn", "matplotlib")},
@@ -194,14 +195,14 @@ def run_job(job: Job, results: Path, kernels: Kernels, *, force: bool = False, s
         if not force and unchanged(job, results, kernels.data):
             record = (folder / f"{job.name}.json").read_bytes()
             if save_outputs:
-                commit(job, nbformat.read(folder / f"{job.name}.ipynb", as_version=4), record)
+                commit(nbformat.read(folder / f"{job.name}.ipynb", as_version=4), record, job.path)
             return _outcome(job, "cached", json.loads(record))
         with tempfile.TemporaryDirectory(prefix="reprolib-") as staging:
             return _run(job, folder, Path(staging), kernels, save_outputs)
     except (NotebookFailed, UsageError) as error:
         message = str(error)
     except OSError as error:
-        message = f"its result is not stored: {' '.join(str(error).split())}"
+        message = f"its result is not stored: {one_line(error)}"
     return Outcome(job.name, "failed", seconds=time.perf_counter() - began, message=message)
 
 
@@ -230,7 +231,7 @@ def _run(job: Job, folder: Path, staging: Path, kernels: Kernels, save_outputs: 
     write_atomically(folder / f"{job.name}.ipynb", executed)
     (folder / f"{job.name}.failed.ipynb").unlink(missing_ok=True)
     if save_outputs:
-        commit(job, output, record)
+        commit(output, record, job.path)
     stamp = [run_key(job, package, kernels.data), _digest(record), _digest(executed)]
     write_atomically(folder / f"{job.name}.key", json.dumps(stamp) + "\n")
     return _outcome(job, "run", json.loads(record))
@@ -269,66 +270,6 @@ def finished_record(job: Job, staging: Path) -> bytes:
     if json.loads(content)["parameters"] != job.parameters:
         raise NotebookFailed("the notebook ran with other parameters than it was given")
     return content
-
-
-def commit(job: Job, executed: nbformat.NotebookNode, record: bytes) -> None:
-    """Make this run the committed one: its outputs in the notebook, its record in `reference/<profile>`."""
-    copy_outputs(executed, job.path)
-    write_atomically(reference_folder() / job.parameters["profile"] / f"{job.name}.json", record)
-
-
-def copy_outputs(executed: nbformat.NotebookNode, path: Path) -> None:
-    """Put the outputs and execution counts of a run into the notebook at `path`, nothing else.
-
-    Sources, tags and cell ids stay; the traces of papermill do not come along. Raises UsageError if the
-    sources differ.
-    """
-    notebook = nbformat.read(path, as_version=4)
-    if [cell.source for cell in notebook.cells] != [cell.source for cell in executed.cells]:
-        raise UsageError(f"{path.name} changed while it ran, its outputs are not those of its cells")
-    for cell, ran in zip(notebook.cells, executed.cells, strict=True):
-        cell.metadata.pop("papermill", None)
-        cell.metadata.pop("execution", None)
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
-            for output in cell.outputs:
-                if "image/png" in output.get("data", {}):
-                    output.data["image/png"] = smaller_png(output.data["image/png"])
-    notebook.metadata.pop("papermill", None)
-    notebook.metadata["kernelspec"] = {
-        "display_name": "Python 3 (ipykernel)",
-        "language": "python",
-        "name": "python3",
-    }
-    # The patch version of Python would change the file on every machine.
-    notebook.metadata["language_info"] = {"name": "python"}
-    nbformat.validate(notebook)
-    write_atomically(path, nbformat.writes(notebook) + "\n")
-    save_gallery(notebook)
-
-
-def smaller_png(encoded: str) -> str:
-    """A figure (base64 PNG) with a palette of 256 colours; unchanged if no smaller.
-
-    An octree keeps rare but strong colours, such as a class of few points; a median cut merged them with others.
-    """
-    buffer = io.BytesIO()
-    picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
-    picture = picture.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    picture.save(buffer, format="PNG", optimize=True)
-    smaller = base64.b64encode(buffer.getvalue()).decode()
-    return min(encoded, smaller, key=len)
-
-
-def save_gallery(notebook: nbformat.NotebookNode) -> None:
-    """Write the first figure of each cell tagged `gallery-NAME` to `reference/gallery/NAME.png`, for the README."""
-    for cell in notebook.cells:
-        names = [tag.removeprefix("gallery-") for tag in cell.metadata.get("tags", []) if tag.startswith("gallery-")]
-        for name in names:
-            pictures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
-            if not pictures:
-                raise UsageError(f"the cell tagged gallery-{name} has no figure")
-            write_atomically(reference_folder() / "gallery" / f"{name}.png", base64.b64decode(pictures[0]))
 
 
 def run_notebooks(
@@ -395,25 +336,20 @@ def run_notebooks(
     if len(outcomes) > 1:
         print(f"\n{summary(outcomes, chosen)}", flush=True)
     if not overrides and not save_outputs:
-        compare_with_reference(outcomes, chosen)
+        compare_with_reference(outcomes)
     failed = [outcome.name for outcome in outcomes if outcome.status == "failed"]
     if failed and len(outcomes) > 1:
         print(f"failed: {', '.join(failed)}", file=sys.stderr, flush=True)
     return outcomes
 
 
-def compare_with_reference(outcomes: Sequence[Outcome], profile: str) -> None:
+def compare_with_reference(outcomes: Sequence[Outcome]) -> None:
     """Print, claim by claim, what is as in the committed record of the profile and what differs, where there is one."""
-    folder = reference_folder() / profile
-    documents = [one.document for one in outcomes if one.document and (folder / f"{one.name}.json").exists()]
-    if not documents:
-        return
-    from .reference import compare, comparison_view, load_reference
-
-    comparisons = [compare(document, load_reference(document["notebook"], profile)) for document in documents]
-    print(f"\n{comparison_view(comparisons)}\n", flush=True)
-    for document, comparison in zip(documents, comparisons, strict=True):
-        print(f"{document['notebook']}: {comparison}", flush=True)
+    found = [against_reference(one.document) for one in outcomes if one.document]
+    if comparisons := [comparison for comparison in found if comparison]:
+        print(f"\n{comparison_view(comparisons)}\n", flush=True)
+        for comparison in comparisons:
+            print(f"{comparison.notebook}: {comparison}", flush=True)
 
 
 def summary(outcomes: Sequence[Outcome], profile: str) -> TableView:

@@ -73,7 +73,7 @@ def _imported(tree: ast.Module, name: str, folder: bool) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             parents = name.split(".")
-            base = parents[: len(parents) - node.level + folder] if node.level else []
-            base = ".".join([*base, *([node.module] if node.module else [])])
+            above = parents[: len(parents) - node.level + folder] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)

@@ -105,7 +105,7 @@ def test_report_and_claims_print_what_is_recorded(suite, capsys):
     assert (suite.results / "standard" / "report.md").exists()
     status, out, err = call(capsys, "claims", "--paper", "Fixture")
     assert (status, err) == (0, "")
-    assert out.endswith("2 reproduced, 0 not reproduced, 1 inconclusive\n")
+    assert out.endswith("2 reproduced, 0 contradicted, 1 inconclusive\n")
 
 
 def test_fetch_takes_data_from_a_folder(suite, capsys, monkeypatch):

@@ -6,7 +6,7 @@ import copy
 import json
 
 import pytest
-from test_report import document
+from test_report import commit, document
 
 from reprolib.experiment.paths import UsageError
 from reprolib.experiment.reference import (
@@ -14,10 +14,10 @@ from reprolib.experiment.reference import (
     MISSING,
     NEW,
     SAME,
+    against_reference,
     compare,
     comparison_view,
     load_reference,
-    save_reference,
 )
 
 
@@ -63,17 +63,18 @@ def test_records_of_two_notebooks_are_not_compared():
         compare(document(), document("91_other"))
 
 
-def test_a_record_becomes_the_reference(suite):
+def test_a_record_stands_beside_the_committed_one(suite):
     assert load_reference("90_fixture", "standard") is None
-    path = save_reference(document())
-    assert path == suite.root / "reference" / "standard" / "90_fixture.json"
+    assert against_reference(document()) is None
+    commit(suite, document())
     assert load_reference("90_fixture", "standard") == document()
-    assert path.read_text(encoding="utf-8").endswith("\n")
+    assert str(against_reference(changed(F0="contradicted"))) == "3 of 4 claims as in the reference; 1 differ (F-0)"
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "3", json.dumps({"notebook": "x"})])
 def test_a_damaged_reference_is_named(suite, content):
-    path = save_reference(document())
+    commit(suite, document())
+    path = suite.root / "reference" / "standard" / "90_fixture.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(UsageError, match=r"record 90_fixture.json (cannot be read|has no)"):
         load_reference("90_fixture", "standard")

@@ -15,7 +15,7 @@ import pytest
 from fixture_suite import CELLS, NAME, PARAMETERS
 from papermill.exceptions import PapermillExecutionError
 
-from reprolib.experiment import kernel, runner
+from reprolib.experiment import committed, kernel, runner
 from reprolib.experiment.kernel import NotebookFailed, kernel_manager_class
 from reprolib.experiment.paths import UsageError, remove_leftovers, unwritable, write_atomically
 from reprolib.experiment.runner import find_notebooks, prepare, resolve_profile, run_notebooks
@@ -45,8 +45,9 @@ def fake(monkeypatch):
             raise NotebookFailed(fake.failure)
         parameters = {**fake.parameters[profile], **{k: v for k, v in injected.items() if k != "profile"}}
         check = {"id": "a", "passed": True}
-        claim = {"id": "b", "verdict": "inconclusive"}
-        document = {"notebook": name, "parameters": parameters, "seconds": 2.0, "checks": [check], "claims": [claim]}
+        claim = {"id": "b", "verdict": "inconclusive", "measured": {"x": 2.5}}
+        document = {"notebook": name, "profile": profile, "parameters": parameters, "seconds": 2.0, "tables": []}
+        document |= {"checks": [check], "claims": [claim], "findings": []}
         (staging / profile).mkdir()
         (staging / profile / f"{name}.json").write_text(json.dumps(document))
         ran = nbformat.reads(nbformat.writes(notebook), as_version=4)
@@ -165,7 +166,7 @@ def test_a_file_that_is_no_notebook_is_refused(suite):
 def test_an_unchanged_notebook_is_not_run_again(suite, fake, capsys):
     run_notebooks([], "standard")
     assert capsys.readouterr().out == (
-        "90_fixture: 1 checks passed; claims: 0 reproduced, 0 not reproduced, 1 inconclusive; 2 s\n"
+        "90_fixture: 1 checks passed; claims: 0 reproduced, 0 contradicted, 1 inconclusive; 2 s\n"
     )
     run_notebooks([], "standard")
     assert capsys.readouterr().out == ("90_fixture: unchanged, cached result of 1 checks (use --force to run again)\n")
@@ -420,32 +421,25 @@ def test_two_runners_on_one_folder_leave_no_mixture_that_counts_as_done(suite, f
     assert (outcome.status, len(fake.calls)) == ("run", before + 1)
 
 
-def test_claims_are_compared_with_the_committed_record(suite, fake, monkeypatch, capsys):
-    import types
-
-    compared = []
-
-    def compare(document, reference):
-        compared.append((document["seconds"], reference["seconds"]))
-        return "1 of 1 claims as in the reference"
-
-    module = types.ModuleType("reprolib.experiment.reference")
-    module.compare, module.comparison_view = compare, lambda comparisons: f"the table of {len(comparisons)}"
-    module.load_reference = lambda name, profile: json.loads(path.read_text())
-    monkeypatch.setitem(sys.modules, "reprolib.experiment.reference", module)
+def test_claims_are_compared_with_the_committed_record(suite, fake, capsys):
     run_notebooks([], "standard")
-    assert "as in the reference" not in capsys.readouterr().out
+    assert "in the reference" not in capsys.readouterr().out
     path = suite.root / "reference" / "standard" / f"{NAME}.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({**record(suite), "seconds": 7.0}))
+    committed = record(suite)
+    committed["claims"][0] |= {"verdict": "reproduced", "measured": {"x": 7.5}}
+    path.write_text(json.dumps(committed))
+    # a run, and one that is taken over
     for options in ({"force": True}, {}):
         run_notebooks([], "standard", **options)
         printed = capsys.readouterr().out
-        assert printed.endswith(f"\n\nthe table of 1\n\n{NAME}: 1 of 1 claims as in the reference\n")
-    assert compared == [(2.0, 7.0)] * 2
+        (row,) = [line.split("  ") for line in printed.splitlines() if line.startswith("b ")]
+        cells = [cell.strip() for cell in row if cell.strip()]
+        assert cells == ["b", "x 2.5", "x 7.5", "inconclusive", "reproduced", "differs"]
+        assert printed.endswith(f"\n\n{NAME}: 0 of 1 claims as in the reference; 1 differ (b)\n")
     # other parameters are another experiment
     run_notebooks([], "standard", {"steps": 4})
-    assert len(compared) == 2
+    assert "in the reference" not in capsys.readouterr().out
 
 
 def test_an_interruption_stops_every_kernel_and_stores_nothing(suite, fake, monkeypatch):
@@ -499,11 +493,11 @@ def test_several_notebooks_end_with_a_summary(suite, fake, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[3:] == [
         "Profile standard",
-        "notebook    status  checks passed  reproduced  not reproduced  inconclusive  seconds",
-        "----------  ------  -------------  ----------  --------------  ------------  -------",
-        "90_fixture  run     1              0           0               1             2",
-        "91_other    run     1              0           0               1             2",
-        "all                 2              0           0               2             4",
+        "notebook    status  checks passed  reproduced  contradicted  inconclusive  seconds",
+        "----------  ------  -------------  ----------  ------------  ------------  -------",
+        "90_fixture  run     1              0           0             1             2",
+        "91_other    run     1              0           0             1             2",
+        "all                 2              0           0             2             4",
     ]
 
 
@@ -598,7 +592,7 @@ def test_a_notebook_that_changed_meanwhile_does_not_get_the_outputs(suite, fake)
     executed = nbformat.read(suite.results / "standard" / f"{NAME}.ipynb", as_version=4)
     suite.write(PARAMETERS, ["1 + 1", *CELLS])
     with pytest.raises(UsageError, match="changed while it ran"):
-        runner.copy_outputs(executed, suite.path)
+        committed.copy_outputs(executed, suite.path)
 
 
 # From here on with real kernels.
@@ -709,7 +703,7 @@ def test_figures_are_stored_with_a_palette_and_look_the_same():
     import numpy as np
     from PIL import Image
 
-    from reprolib.experiment.runner import smaller_png
+    from reprolib.experiment.committed import smaller_png
 
     x, y = np.meshgrid(np.arange(300), np.arange(200))
     # a smooth disc on white: many shades, as in an antialiased drawing
@@ -734,7 +728,7 @@ def test_a_figure_with_fewer_colours_keeps_rare_class_colours_apart():
     from PIL import Image, ImageColor
 
     from reprolib import plots
-    from reprolib.experiment.runner import smaller_png
+    from reprolib.experiment.committed import smaller_png
 
     generator = np.random.default_rng(0)
     # a drawing of very many shades with ten small patches, one of each class colour
