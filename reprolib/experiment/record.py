@@ -32,7 +32,8 @@ def plain(value: Any, where: str) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{where} must be finite, not {float(value)!r}")
-        if hasattr(value, "low") and hasattr(value, "high"):
+        # One seed has a mean and no interval: the value alone is recorded.
+        if hasattr(value, "low") and hasattr(value, "high") and getattr(value, "bounded", True):
             parts = {"value": float(value), "low": value.low, "high": value.high, "level": value.level}
             return {name: plain(part, f"{where} ({name})") for name, part in parts.items() if part is not None}
         return float(value)
