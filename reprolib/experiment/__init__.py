@@ -154,7 +154,8 @@ class Experiment:
         `judge(id, ours=rows, swept=[...], seeds=...)`, one row a seed, for a trend; `judge(id, measured, seeds,
         holds=True | False | None)` for a statement. A claim of `claim` takes what was measured alone. The rule adds
         means, the difference with its interval and the number of pairs to `measured`. With fewer than two pairs or
-        than the claim's `min_seeds` it is inconclusive, and `measured` says so.
+        than the claim's `min_seeds` it is inconclusive, and `measured` says so. So it is for a claim of a rule whose
+        runs are not made here: `judge(id, {"not run": "why"})`.
         Raises ValueError for an undeclared id, for values that do not fit the rule and for numbers that are not finite.
         """
         if id not in self.record.claims:

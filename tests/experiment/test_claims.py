@@ -268,6 +268,16 @@ def test_too_few_seeds_are_inconclusive_and_never_an_exception(calls, rule, coun
     assert calls == []
 
 
+@pytest.mark.parametrize("rule", ["superiority", "equivalence", "trend"])
+def test_a_claim_whose_runs_are_not_made_says_why(calls, rule):
+    judged = claim(rule=rule)
+    assert judged.judge({"not run": "needs a larger set"}) == "inconclusive"
+    assert judged.measured == {"not run": "needs a larger set"}
+    assert not calls
+    with pytest.raises(ValueError, match="ours of claim 'C-1'"):
+        claim(rule=rule).judge()
+
+
 @pytest.mark.parametrize(
     ("rule", "values", "message"),
     [
@@ -277,7 +287,7 @@ def test_too_few_seeds_are_inconclusive_and_never_an_exception(calls, rule, coun
         ("superiority", {"ours": ["a", "b"], "base": [1.0, 2.0]}, "must have one number each"),
         ("superiority", {"ours": [], "base": []}, "must have one number each"),
         ("superiority", {"ours": [1, 2], "base": [1, 2], "seeds": [0]}, "one value a seed, got 2 for 1 seeds"),
-        ("superiority", {"holds": True}, "is decided by rule 'superiority': it takes ours"),
+        ("superiority", {"holds": True}, "is decided by its rule 'superiority': it takes ours"),
         ("trend", {"ours": [1.0, 2.0], "swept": [0, 1]}, "one row a seed and one column a swept value"),
         ("trend", {"ours": [[1.0, 2.0]], "swept": [0, 1, 2]}, "swept of claim 'C-1' must be 2 values, not all equal"),
         ("trend", {"ours": [[1.0, 2.0]], "swept": [1, 1]}, "swept of claim 'C-1' must be 2 values, not all equal"),
