@@ -6,8 +6,9 @@ a mapping from the id to an entry with `statement`, `source`, `criterion` (one s
 
 - `superiority`: `better: lower | higher`; optional `relative` (default true), `train_test_ratio`. Paired values.
 - `equivalence`: `margin` in the unit of the values; optional `train_test_ratio`. Paired values.
-- `trend`: `direction: rising | falling`; optional `statistic: slope | rank`. Per seed the least-squares slope, or
-  Spearman's rank correlation, of the values against the swept quantity; superiority of that statistic over 0.
+- `trend`: `direction: rising | falling`; optional `statistic: slope | rank`, `train_test_ratio`. Per seed the
+  least-squares slope, or Spearman's rank correlation, of the values against the swept quantity; superiority of that
+  statistic over 0.
 - `statement`: what the notebook computes itself, True, False or None.
 """
 
@@ -36,7 +37,7 @@ _RATIO = {"train_test_ratio": (_NUMBER, None)}
 _RULES: dict[str, dict[str, tuple[tuple[type, ...], Any]]] = {
     "superiority": {"better": (_TEXT, _UNGIVEN), "relative": ((bool,), True), **_RATIO},
     "equivalence": {"margin": (_NUMBER, _UNGIVEN), **_RATIO},
-    "trend": {"direction": (_TEXT, _UNGIVEN), "statistic": (_TEXT, "slope")},
+    "trend": {"direction": (_TEXT, _UNGIVEN), "statistic": (_TEXT, "slope"), **_RATIO},
     "statement": {},
 }
 _CHOICES = {
@@ -131,6 +132,7 @@ class Claim:
                 raise ValueError(f"claim {self.id!r} is a trend: it takes ours and swept, got base")
             values = self._slopes(values, self._values(swept, "swept", 1))
             options["better"] = "higher" if self.settings["direction"] == "rising" else "lower"
+            options["train_test_ratio"] = self.settings["train_test_ratio"]
             measured |= {self.settings["statistic"]: float(values.mean())}
         else:
             other = self._values(base, "base", 1)
@@ -145,6 +147,8 @@ class Claim:
 
         decision = decide(values, other, **options)
         measured |= {"difference": decision.difference, "n": decision.n}
+        if not decision.difference.bounded:
+            measured |= {"difference": float(decision.difference), "reason": decision.reason}
         if decision.relative is not None:
             measured["relative"] = decision.relative
         return decision.verdict

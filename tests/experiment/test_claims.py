@@ -62,7 +62,7 @@ def test_all_claims_of_a_notebook_in_its_order(suite):
     assert [one.finding for one in (b, a, f)] == [False, False, True]
     assert b.settings == {"better": "lower", "relative": False, "train_test_ratio": 0.25}
     assert (b.paper_effect, b.min_seeds, b.power) == (0.3, 5, "10 pairs see 0.1")
-    assert a.settings == {"direction": "rising", "statistic": "slope"}
+    assert a.settings == {"direction": "rising", "statistic": "slope", "train_test_ratio": None}
     assert (f.paper, f.settings) == ("", {})
     assert f.document() == {**TEXTS, "paper": "", "id": "F-1", "paper_value": 0.5} | {
         "measured": None,
@@ -196,7 +196,7 @@ def ruled(rule, **settings):
     defaults = {
         "superiority": {"better": "lower", "relative": True, "train_test_ratio": None},
         "equivalence": {"margin": 1.0, "train_test_ratio": None},
-        "trend": {"direction": "rising", "statistic": "slope"},
+        "trend": {"direction": "rising", "statistic": "slope", "train_test_ratio": None},
     }
     names = {name: settings.pop(name) for name in ("min_seeds", "paper_effect") if name in settings}
     return claim(rule=rule, settings={**defaults[rule], **settings}, **names)
@@ -230,6 +230,13 @@ def test_superiority_hands_pairs_to_the_rule_and_keeps_its_numbers(calls):
     assert judged.judge(seeds=[0, 1, 2], ours=[1.0, 2.0, 3.0], base=[2.0, 2.0, 2.0]) == "inconclusive"
 
 
+def test_equal_differences_of_few_seeds_have_no_interval_and_decide_nothing():
+    judged = claim(rule="superiority", settings={"better": "lower", "relative": True, "train_test_ratio": None})
+    assert judged.judge(seeds=[0, 1, 2], ours=[5.0, 5.0, 5.0], base=[9.0, 9.0, 9.0]) == "inconclusive"
+    assert judged.measured["difference"] == -4.0
+    assert "without a spread" in judged.measured["reason"]
+
+
 def test_equivalence_has_a_margin(calls):
     ruled("equivalence", margin=0.5).judge(ours=[1.0, 2.0], base=[1.0, 2.1])
     assert (calls[0]["kind"], calls[0]["margin"], calls[0]["relative"]) == ("equivalence", 0.5, False)
@@ -251,7 +258,8 @@ def test_a_trend_is_the_slope_of_each_seed(calls):
 def test_a_trend_by_rank(calls):
     rows = [[1.0, 3.0, 2.0, 9.0], [5.0, 5.0, 6.0, 6.0], [4.0, 3.0, 2.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
     swept = [1, 10, 100, 1000]
-    ruled("trend", statistic="rank").judge(ours=rows, swept=swept)
+    ruled("trend", statistic="rank", train_test_ratio=0.25).judge(ours=rows, swept=swept)
+    assert calls[0]["train_test_ratio"] == 0.25
     expected = [*(stats.spearmanr(row, swept).statistic for row in rows[:3]), 0.0]
     assert np.allclose(calls[0]["ours"], expected)
 
