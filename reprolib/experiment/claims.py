@@ -147,7 +147,7 @@ class Claim:
 
         decision = decide(values, other, **options)
         measured |= {"difference": decision.difference, "n": decision.n}
-        if not decision.difference.bounded:
+        if not np.isfinite([decision.difference.low, decision.difference.high]).all():
             measured |= {"difference": float(decision.difference), "reason": decision.reason}
         if decision.relative is not None:
             measured["relative"] = decision.relative
