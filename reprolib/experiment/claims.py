@@ -82,7 +82,7 @@ class Claim:
         swept: Any = None,
         holds: Any = _UNGIVEN,
     ) -> str:
-        """The verdict; see `Experiment.judge`."""
+        """The verdict; see `Experiment.judge`. With a "reason" in `measured` and no values it stays inconclusive."""
         distinct = [int(seed) for seed in dict.fromkeys(seeds)]
         found = dict(measured or {})
         if self.rule == "statement":
@@ -121,6 +121,8 @@ class Claim:
         return "reproduced" if answer else "contradicted"
 
     def _ruled(self, measured: dict[str, Any], seeds: list[int], ours: Any, base: Any, swept: Any) -> str:
+        if ours is None and base is None and "reason" in measured:
+            return "inconclusive"  # nothing was run that could decide it, for the reason given
         values = self._values(ours, "ours", 2 if self.rule == "trend" else 1)
         if len(seeds) not in (0, len(values)):
             raise ValueError(f"claim {self.id!r} needs one value a seed, got {len(values)} for {len(seeds)} seeds")
