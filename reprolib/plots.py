@@ -281,8 +281,7 @@ def bands(
         table = _array(rows).astype(float)
         if table.ndim != 2 or table.shape[1] != len(x):
             raise ValueError(f"values of {name} must have shape (seeds, {len(x)}), got {table.shape}")
-        # beyond four line styles the colours tell them apart
-        style = {"color": class_color(index), "linestyle": LINE_STYLES[index // len(CLASS_COLORS) % len(LINE_STYLES)]}
+        style = {"color": class_color(index), "linestyle": LINE_STYLES[index % len(LINE_STYLES)]}
         mean, count = table.mean(axis=0), len(table)
         ax.plot(x, mean, label=name, **style)
         if count > 1:
@@ -313,7 +312,7 @@ def intervals(
             ax.plot(marks[name], place, marker="d", color="black", markerfacecolor="white", markersize=7, linestyle="")
     if marks:
         ax.plot([], [], marker="d", color="black", markerfacecolor="white", linestyle="", label=mark_label)
-        ax.legend(loc="lower right")
+        ax.legend(loc="best")
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.invert_yaxis()
