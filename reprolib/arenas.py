@@ -24,13 +24,25 @@ from reprolib.data.lfw import lfw_pairs
 from reprolib.data.lfw_folds import FacesFold, lfw_fold, load_lfw_grey
 from reprolib.data.numbers import NumbersDataset, load_numbers
 from reprolib.data.sampling import PKSampler
-from reprolib.evaluation import all_pairs_cosines, equal_error_rate, read_pairs, roc_auc, tar_at_far
+from reprolib.evaluation import (
+    all_pairs_cosines,
+    angle_statistics,
+    baselines,
+    dir_at_far,
+    equal_error_rate,
+    rank_k_identification,
+    read_pairs,
+    roc_auc,
+    tar_at_far,
+)
 from reprolib.losses.mining import all_pairs, semi_hard_triplets
 from reprolib.training import TrainConfig, Trained
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 # images of one person among those whose pairs are all judged on LFW
 MOST_IMAGES = 20
+# of the ROC curve in a report: 1e-4 to 1, eight a decade
+CURVE_FARS = tuple(10 ** (-step / 8) for step in range(32, -1, -1))
 TUNED = Path(__file__).parents[1] / "reference" / "tuned.yaml"
 
 
@@ -253,6 +265,47 @@ def unseen_metrics(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
     return found | {f"TAR@{far:.0e}".replace("e-0", "e-"): float(rate) for far, rate in zip(fars, rates, strict=True)}
 
 
+def unseen_report(embeddings: Tensor, labels: Tensor) -> dict[str, Any]:
+    """`unseen_metrics` and more of the same embeddings, as plain numbers: what a table and its figures need of a run.
+
+    "curve": the TAR at each of `CURVE_FARS`; "rank-1": the first image of each person is the gallery, the others are
+    searched in it; "DIR@1e-2": every second person is enrolled, the others are the strangers; "Intra", "Inter":
+    degrees, as in Table 3 of ArcFace.
+    """
+    rows, people = nn.functional.normalize(embeddings.detach().cpu().double()), labels.cpu()
+    genuine, impostor = all_pairs_cosines(embeddings, labels)
+    first = torch.stack([(people == person).nonzero()[0, 0] for person in people.unique()])
+    others = torch.ones(len(people), dtype=torch.bool).index_fill(0, first, False)
+    angles = angle_statistics(rows, people)
+    # people with one image can be strangers, not enrolled
+    enrolled = first[people.bincount()[people[first]] > 1][::2]
+    probes = torch.ones(len(people), dtype=torch.bool).index_fill(0, enrolled, False)
+    open_set = dir_at_far(rows[probes] @ rows[enrolled].T, people[probes], people[enrolled], 1e-2)
+    closed = others & torch.isin(people, people[others])
+    rank1 = rank_k_identification(rows[closed] @ rows[first].T, people[closed], people[first])
+    return unseen_metrics(embeddings, labels) | {
+        "curve": [float(rate) for rate in tar_at_far(genuine, impostor, list(CURVE_FARS))],  # type: ignore[union-attr]
+        "rank-1": float(rank1),  # type: ignore[arg-type]
+        "DIR@1e-2": float(open_set),  # type: ignore[arg-type]
+        "Intra": float(angles.intra),
+        "Inter": float(angles.inter),
+    }
+
+
+def load_numbers_pair(
+    seed: int,
+    part: str = "unseen",
+    training_data: Mapping[str, Any] | None = None,
+    test_data: Mapping[str, Any] | None = None,
+    device: str | torch.device = "cpu",
+) -> tuple[NumbersDataset, NumbersDataset]:
+    """The training numbers of `seed` and those of `part`; see :func:`numbers_run`."""
+    chosen = dict(training_data or {})
+    both = {name: chosen[name] for name in ("digits", "dataset", "root", "identities", "unseen") if name in chosen}
+    people = load_numbers("train", seed=seed, device=device, **chosen)
+    return people, load_numbers(part, seed=seed, device=device, **both | dict(test_data or {}))
+
+
 def numbers_run(
     loss: str,
     *,
@@ -263,20 +316,32 @@ def numbers_run(
     training_data: Mapping[str, Any] | None = None,
     test_data: Mapping[str, Any] | None = None,
     device: str | torch.device = "cpu",
+    measure: Callable[[Tensor, Tensor], dict[str, Any]] = unseen_metrics,
     **options: Any,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Train `loss` on the training numbers of `seed` and judge it on all pairs of `part` ("unseen" or "validation").
 
     `hyper` is :func:`tuned`'s by default. `training_data` and `test_data` are options of `load_numbers` (quality,
-    identities, images per identity ..); digits and the data set are taken from `training_data` for both.
+    identities, images per identity ..); digits and the data set are taken from `training_data` for both. `measure`
+    gets the embeddings and their labels.
     """
-    chosen = dict(training_data or {})
-    both = {name: chosen[name] for name in ("digits", "dataset", "root", "identities", "unseen") if name in chosen}
-    people: NumbersDataset = load_numbers("train", seed=seed, device=device, **chosen)
-    others = load_numbers(part, seed=seed, device=device, **both | dict(test_data or {}))
+    people, others = load_numbers_pair(seed, part, training_data, test_data, device)
     hyper = tuned("numbers", loss) if hyper is None else hyper
     trained = fit_recipe(recipe, loss, hyper, people.images, people.labels, seed=seed, **options)
-    return unseen_metrics(training.embed(trained.model, others.images), others.labels)
+    return measure(training.embed(trained.model, others.images), others.labels)
+
+
+def baseline_reports(
+    recipe: Recipe, train_images: Tensor, train_labels: Tensor, images: Tensor, labels: Tensor, *, seed: int
+) -> dict[str, dict[str, Any]]:
+    """`unseen_report` by name of what a trained network has to beat: pixels, PCA, LDA, the untrained network."""
+    found = baselines(train_images.cpu(), train_labels.cpu(), images.cpu())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        untrained = recipe.network(recipe.dimension, tuple(images.shape[1:])).to(images.device).eval()
+    rows = {name: torch.from_numpy(values) for name, values in found.items()}
+    rows["untrained"] = training.embed(untrained, images)
+    return {name: unseen_report(values, labels.to(values.device)) for name, values in rows.items()}
 
 
 def lfw_faces(fold: int, device: str | torch.device = "cpu") -> FacesFold:
@@ -293,8 +358,9 @@ def lfw_run(
     recipe: Recipe = LFW,
     faces: FacesFold | None = None,
     device: str | torch.device = "cpu",
+    measure: Callable[[Tensor, Tensor], dict[str, Any]] = unseen_metrics,
     **options: Any,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Train `loss` on LFW without the people of `fold` and judge it on them.
 
     Metrics: all pairs of at most 20 images of each person, and the fold's 600 pairs. The mirror image's embedding is
@@ -309,7 +375,7 @@ def lfw_run(
     unit = nn.functional.normalize(features.double())
     scores = (unit[faces.pairs[:, 0]] * unit[faces.pairs[:, 1]]).sum(dim=1).cpu()
     same = faces.same.cpu()
-    return unseen_metrics(features[faces.judged], faces.test_labels[faces.judged]) | {
+    return measure(features[faces.judged], faces.test_labels[faces.judged]) | {
         "accuracy": best_accuracy(scores, same),
         "AUC of the pairs": float(roc_auc(scores[same], scores[~same])),
     }

@@ -14,6 +14,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from scipy.stats import t as student_t
 
 # Okabe-Ito's eight and two more of clearly different lightness: distinguishable with the common colour deficiencies.
 CLASS_COLORS = (
@@ -263,3 +264,81 @@ def image_row(images, titles: Sequence[str] | None = None, *, axes: Sequence[Axe
         if titles is not None:
             ax.set_title(titles[index], fontsize=9)
     return axes
+
+
+def bands(
+    x,
+    ys: Mapping[str, Sequence[Sequence[float]]],
+    *,
+    ax: Axes | None = None,
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    logx: bool = False,
+) -> Axes:
+    """Mean line of y(x) over seeds with its Student 95 % interval as a band; each of `ys` has shape (seeds, len(x))."""
+    ax = _axes(ax)
+    for index, (name, rows) in enumerate(ys.items()):
+        table = _array(rows).astype(float)
+        if table.ndim != 2 or table.shape[1] != len(x):
+            raise ValueError(f"values of {name} must have shape (seeds, {len(x)}), got {table.shape}")
+        style = {"color": class_color(index), "linestyle": LINE_STYLES[index % len(LINE_STYLES)]}
+        mean, count = table.mean(axis=0), len(table)
+        ax.plot(x, mean, label=name, **style)
+        if count > 1:
+            half = student_t.isf(0.025, count - 1) * table.std(axis=0, ddof=1) / count**0.5
+            ax.fill_between(x, mean - half, mean + half, color=class_color(index), alpha=0.15, linewidth=0)
+    if logx:
+        ax.set_xscale("log")
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    return ax
+
+
+def intervals(
+    rows: Mapping[str, Sequence[float]],
+    marks: Mapping[str, float] | None = None,
+    *,
+    ax: Axes | None = None,
+    title: str = "",
+    xlabel: str = "",
+    mark_label: str = "",
+) -> Axes:
+    """One line a name: (value, low, high) as a point with its interval, `marks` as a second symbol, 0 as a line."""
+    ax = _axes(ax)
+    for place, (name, (value, low, high)) in enumerate(rows.items()):
+        color = class_color(0) if low > 0 else class_color(3) if high < 0 else class_color(8)
+        ax.plot([low, high], [place, place], color=color, linewidth=2.2, solid_capstyle="butt")
+        ax.plot(value, place, marker="o", color=color, markersize=6)
+        if marks and name in marks:
+            ax.plot(marks[name], place, marker="d", color="black", markerfacecolor="white", markersize=7, linestyle="")
+    if marks:
+        ax.plot([], [], marker="d", color="black", markerfacecolor="white", linestyle="", label=mark_label)
+        ax.legend(loc="best")
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.invert_yaxis()
+    ax.set(title=title, xlabel=xlabel)
+    return ax
+
+
+def difference_matrix(
+    names: Sequence[str], values, told, *, ax: Axes | None = None, title: str = "", label: str = ""
+) -> Axes:
+    """Differences `values` (n, n), row minus column, coloured and printed where `told` (n, n) is True; ties blank."""
+    ax = _axes(ax)
+    table, decided = _array(values).astype(float), _array(told).astype(bool)
+    if table.shape != (len(names), len(names)) or decided.shape != table.shape:
+        raise ValueError(f"values and told must have shape ({len(names)}, {len(names)}), got {table.shape}")
+    shown = np.where(decided, table, np.nan)
+    reach = float(np.nanmax(np.abs(shown))) if decided.any() else 1.0
+    image = ax.imshow(shown, cmap="RdBu_r", vmin=-reach, vmax=reach)
+    for row, column in zip(*np.nonzero(decided), strict=True):
+        dark = abs(table[row, column]) > 0.6 * reach
+        text = f"{table[row, column]:+.1f}"
+        ax.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    ax.set_xticks(range(len(names)), list(names), rotation=60, ha="right")
+    ax.set_yticks(range(len(names)), list(names))
+    ax.grid(False)
+    ax.figure.colorbar(image, ax=ax, label=label, shrink=0.8)
+    ax.set(title=title)
+    return ax

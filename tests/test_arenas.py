@@ -280,3 +280,53 @@ def test_pilots_vary_network_and_training_and_tell_what_they_cost(tmp_path, monk
     monkeypatch.setattr(pilots, "timed", never)
     pilots.main(arguments)
     assert (tmp_path / "pilots.md").read_text().splitlines() == lines and "softmax TAR@1e-3" in capsys.readouterr().out
+
+
+def test_a_report_is_the_metrics_and_what_brute_force_finds():
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.arange(8).repeat_interleave(15)
+    centres = torch.randn(8, 6, generator=generator, dtype=torch.float64)
+    embeddings = centres[labels] + 0.8 * torch.randn(120, 6, generator=generator, dtype=torch.float64)
+    found = arenas.unseen_report(embeddings, labels)
+    assert arenas.unseen_metrics(embeddings, labels).items() <= found.items()
+
+    unit = torch.nn.functional.normalize(embeddings)
+    cosine = unit @ unit.T
+    first = [int((labels == person).nonzero()[0]) for person in range(8)]
+    probes = [i for i in range(120) if i not in first]
+    hits = [max(first, key=lambda g: float(cosine[i, g])) for i in probes]
+    assert found["rank-1"] == sum(bool(labels[g] == labels[i]) for i, g in zip(hits, probes, strict=True)) / len(probes)
+
+    enrolled = first[::2]
+    best = {i: max(enrolled, key=lambda g: float(cosine[i, g])) for i in range(120) if i not in enrolled}
+    strangers = sorted((float(cosine[i, g]) for i, g in best.items() if labels[i] % 2), reverse=True)
+    threshold = strangers[math.floor(0.01 * len(strangers))]
+    mated = [i for i in best if labels[i] % 2 == 0]
+    right = [labels[best[i]] == labels[i] and float(cosine[i, best[i]]) > threshold for i in mated]
+    assert found["DIR@1e-2"] == pytest.approx(sum(map(bool, right)) / len(mated))
+
+    upper = torch.ones(120, 120).triu(1).bool()
+    same = labels[:, None] == labels
+    impostors = cosine[upper & ~same].sort(descending=True).values
+    for far, rate in zip(arenas.CURVE_FARS, found["curve"], strict=True):
+        allowed = math.floor(far * len(impostors) + 1e-9)
+        expected = (
+            1.0 if allowed >= len(impostors) else float((cosine[upper & same] > impostors[allowed]).double().mean())
+        )
+        assert rate == pytest.approx(expected, abs=1e-9)
+    assert len(found["curve"]) == 33 and found["curve"] == sorted(found["curve"])
+
+
+def test_baselines_are_reported_beside_an_untrained_network_of_the_seed():
+    people, others = arenas.load_numbers_pair(0, training_data=DATA)
+    sets = people.images, people.labels, others.images, others.labels
+    found = arenas.baseline_reports(SMALL, *sets, seed=0)
+    assert list(found) == ["pixels", "pca", "lda", "untrained"]
+    assert all(report["AUC"] > 0.5 for report in found.values())
+    state = torch.random.get_rng_state()
+    again, other = (arenas.baseline_reports(SMALL, *sets, seed=seed) for seed in (0, 1))
+    assert again == found
+    assert other["untrained"] != found["untrained"] and other["lda"] == found["lda"]
+    assert torch.equal(state, torch.random.get_rng_state())
+    own = run("softmax", MIDDLE["softmax"], measure=arenas.unseen_report)
+    assert own["rank-1"] > 0 and run("softmax", MIDDLE["softmax"]).items() <= own.items()

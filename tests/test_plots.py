@@ -96,3 +96,38 @@ def test_histograms_roc_and_images():
     assert ax.get_xscale() == "log" and ax.get_xlim() == (1e-4, 1.0)
     axes = plots.image_row(torch.zeros(3, 1, 8, 8), ["x", "y", "z"])
     assert [ax.get_title() for ax in axes] == ["x", "y", "z"]
+
+
+def test_bands_are_means_with_students_interval():
+    rows = np.array([[1.0, 2.0], [3.0, 2.0], [5.0, 2.0]])
+    ax = plots.bands([0.1, 1.0], {"a": rows, "one seed": rows[:1]}, logx=True)
+    mean, alone = ax.lines
+    assert mean.get_ydata().tolist() == [3, 2] and alone.get_ydata().tolist() == [1, 2]
+    (band,) = ax.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    # t_{2, .975} = 4.3027, s = 2
+    assert heights.max() == pytest.approx(3 + 4.3027 * 2 / 3**0.5, abs=1e-3)
+    assert ax.get_xscale() == "log"
+    with pytest.raises(ValueError, match=r"values of a must have shape \(seeds, 3\)"):
+        plots.bands([1, 2, 3], {"a": rows})
+
+
+def test_intervals_are_coloured_by_their_side_of_zero():
+    ax = plots.intervals({"up": (2, 1, 3), "down": (-2, -3, -1), "tie": (0.5, -1, 2)}, {"up": 1.5}, mark_label="paper")
+    drawn = [line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_linewidth() > 2]
+    assert [list(line.get_xdata()) for line in drawn] == [[1, 3], [-3, -1], [-1, 2]]
+    assert len({line.get_color() for line in drawn}) == 3
+    marks = [line for line in ax.lines if line.get_marker() == "d" and len(line.get_xdata())]
+    assert [float(line.get_xdata()[0]) for line in marks] == [1.5]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["up", "down", "tie"]
+
+
+def test_a_tie_is_blank_in_the_matrix_of_differences():
+    values, told = [[0, 1.5], [-1.5, 0]], [[False, True], [False, False]]
+    ax = plots.difference_matrix(["a", "b"], values, told)
+    assert [text.get_text() for text in ax.texts] == ["+1.5"]
+    shown = np.ma.filled(ax.images[0].get_array(), np.nan)
+    assert np.isnan(shown).tolist() == [[True, False], [True, True]]
+    assert not plots.difference_matrix(["a", "b"], values, np.zeros((2, 2))).texts
+    with pytest.raises(ValueError, match=r"must have shape \(3, 3\)"):
+        plots.difference_matrix(["a", "b", "c"], values, told)
