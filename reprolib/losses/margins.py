@@ -50,6 +50,9 @@ class Margin:
 
     def value_and_slope(self, cosine: Tensor, strength: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
         """Return (phi, d phi / d cos), both of the shape and dtype of ``cosine`` (cosines of the target angle)."""
+        if isinstance(strength, Tensor):
+            # a head in half precision keeps its strength in half, which would round the margin too
+            strength = strength.to(cosine.dtype)
         value, slope = self._value_and_slope(safe_cosine(cosine), strength)
         return value.to(cosine.dtype), slope.to(cosine.dtype)
 

@@ -225,7 +225,7 @@ def test_unbalanced_folds_are_marked():
     ("scores", "same", "folds", "error", "words"),
     [
         ([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1], 3, ValueError, "divide"),
-        ([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1], 1, ValueError, "at least 2"),
+        ([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1], 1, ValueError, "folds must be an integer >= 2"),
         ([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1], 2.0, TypeError, "folds"),
         ([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1], True, TypeError, "folds"),
         ([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1], [0, 0, 0, 0], ValueError, "2 different folds"),

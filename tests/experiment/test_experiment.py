@@ -81,7 +81,7 @@ def test_start_refuses_a_wrong_parameter(begin, changes, message):
 
 
 def test_start_refuses_an_unknown_notebook(suite):
-    with pytest.raises(UsageError, match="no block for notebook '91_nosuch'"):
+    with pytest.raises(UsageError, match="unknown notebook '91_nosuch'; notebooks are 90_fixture"):
         experiment.start("91_nosuch", dict(LITERALS))
 
 
@@ -360,7 +360,8 @@ def test_claims_are_declared_by_their_file_and_recorded(begin, suite, capsys):
     document = json.loads((suite.results / "standard" / "90_fixture.json").read_text(encoding="utf-8"))
     assert [claim["verdict"] for claim in document["claims"]] == ["reproduced"]
     assert document["findings"][0]["paper"] == ""
-    assert document["findings"][0]["measured"] == {"slope": 1.0, "reason": "1 pairs, 2 are needed"}
+    reason = "a single difference: no interval"
+    assert document["findings"][0]["measured"] == {"slope": 1.0, "n": 1, "reason": reason}
     (suite.path.parent / "claims" / "90.yaml").write_text(CLAIMS + "more: 1\n", encoding="utf-8")
     with pytest.raises(UsageError, match=r"90.yaml must be a mapping with the keys"):
         begin()
