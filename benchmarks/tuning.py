@@ -125,7 +125,8 @@ class Runs:
             try:
                 metrics = self.run(loss, hyper, seed)
             except ValueError as error:
-                if "lower the learning rate" not in str(error):
+                # the loss, or the features before it, became infinite
+                if not any(words in str(error) for words in ("lower the learning rate", "must be finite")):
                     raise
                 metrics = {CRITERION: 0.0}
             entry = {"loss": loss, "hyper": hyper, "seed": seed, "metrics": metrics, "recipe": self.recipe}
