@@ -315,7 +315,7 @@ def intervals(
         ax.legend(loc="best")
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_yticks(range(len(rows)), list(rows))
-    ax.invert_yaxis()
+    ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set(title=title, xlabel=xlabel)
     return ax
 
