@@ -282,12 +282,12 @@ def bands(
         table = _array(rows).astype(float)
         if table.ndim != 2 or table.shape[1] != len(x):
             raise ValueError(f"values of {name} must have shape (seeds, {len(x)}), got {table.shape}")
-        style = {"color": class_color(index), "linestyle": LINE_STYLES[index % len(LINE_STYLES)]}
+        color, style = class_color(index), LINE_STYLES[index % len(LINE_STYLES)]
         mean, count = table.mean(axis=0), len(table)
-        ax.plot(x, mean, label=name, **style)
+        ax.plot(x, mean, label=name, color=color, linestyle=style)
         if count > 1:
             half = student_t.isf(0.025, count - 1) * table.std(axis=0, ddof=1) / count**0.5
-            ax.fill_between(x, mean - half, mean + half, color=class_color(index), alpha=0.15, linewidth=0)
+            ax.fill_between(x, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
     if logx:
         ax.set_xscale("log")
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
@@ -316,7 +316,7 @@ def intervals(
         ax.legend(loc="best")
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_yticks(range(len(rows)), list(rows))
-    ax.invert_yaxis()
+    ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set(title=title, xlabel=xlabel)
     return ax
 
