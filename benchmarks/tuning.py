@@ -3,7 +3,7 @@
     python -m benchmarks.tuning numbers --runs reference/tuning.jsonl
 
 Each loss has two knobs. The first is tried at three values, the second at two more beside the best of the first: five
-candidates. Where the best value is at the end of what was tried, the knob goes one value further, once. The criterion
+candidates. Where the best value is at the end of what was tried, the knob goes on, up to three values. The criterion
 is TAR at FAR 1e-3 on the validation identities, which no record judges, averaged over the tuning seeds, which no
 record uses. Every run is a line of `--runs`: a command that was stopped goes on where it was. The table holds the best
 values and the numbers of all candidates; it is what `reprolib.arenas.tuned` reads.
@@ -29,6 +29,8 @@ from reprolib.data.lfw_folds import VALIDATION_FOLD
 
 CRITERION = "TAR@1e-3"
 SEEDS = (1000, 1001)
+# values of a knob beyond the three that every loss gets, while the best is at the end
+FURTHER = 3
 Run = Callable[[str, dict[str, Any], int], dict[str, float]]
 
 
@@ -93,13 +95,14 @@ def search(first: Knob, second: Knob, score: Callable[[dict[str, float]], float]
             if knob.allowed(k):
                 tried(k)
         best = max(values, key=lambda k: values[k])
-        for end, beyond in ((min(values), -1), (max(values), 1)):
-            if best == end and knob.allowed(end + beyond):
-                tried(end + beyond)
-                best = max(values, key=lambda k: values[k])
-                if best == end + beyond and knob.allowed(best + beyond):
-                    ends.add(knob.name)
+        for _ in range(FURTHER):
+            beyond = best - 1 if best == min(values) else best + 1
+            if beyond in values or not knob.allowed(beyond):
                 break
+            tried(beyond)
+            best = max(values, key=lambda k: values[k])
+        if any(k not in values and knob.allowed(k) for k in (best - 1, best + 1)):
+            ends.add(knob.name)
         at[knob.name] = best
     return {one.name: one.at(at[one.name]) for one in (first, second)}, ends
 
