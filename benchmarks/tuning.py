@@ -2,11 +2,12 @@
 
     python -m benchmarks.tuning numbers --runs reference/tuning.jsonl
 
-Each loss has two knobs. The first is tried at three values, the second at two more beside the best of the first: five
-candidates. Where the best value is at the end of what was tried, the knob goes on, up to three values. The criterion
-is TAR at FAR 1e-3 on the validation identities, which no record judges, averaged over the tuning seeds, which no
-record uses. Every run is a line of `--runs`: a command that was stopped goes on where it was. The table holds the best
-values and the numbers of all candidates; it is what `reprolib.arenas.tuned` reads.
+Each loss has two or three knobs, the learning rate among them: it matters more than any margin. The first is tried at
+three values, each further one at two more beside the best so far. Where the best value is at the end of what was tried,
+the knob goes on, up to three values. The criterion is TAR at FAR 1e-3 on the validation identities, which no record
+judges, averaged over the tuning seeds, which no record uses. Every run is a line of `--runs`: a stopped command goes on
+where it was. The table holds the best values and the numbers of all candidates; it is what
+`reprolib.arenas.tuned` reads.
 """
 
 from __future__ import annotations
@@ -57,19 +58,19 @@ class Knob:
 LR = Knob("lr", 0.2, 2.0)
 SCALE, ADDITIVE = Knob("scale", 24.0, 1.5), Knob("margin", 0.5, step=0.1)
 MULTIPLE, LEAST = Knob("margin", 3, step=1, low=1), Knob("least", 4.0, 4.0)
-KNOBS: dict[str, tuple[Knob, Knob]] = {
+KNOBS: dict[str, tuple[Knob, ...]] = {
     "softmax": (LR, Knob("loss_lr_factor", 1.0, 4.0)),
     "l2_softmax": (Knob("scale", 8.0, 1.5), LR),
     "normface": (Knob("scale", 12.0, 1.5), LR),
-    "l_softmax": (MULTIPLE, LEAST),
-    "a_softmax": (MULTIPLE, LEAST),
-    "cosface": (Knob("margin", 0.3, step=0.1), SCALE),
-    "arcface": (ADDITIVE, SCALE),
-    "arcface_straight_through": (ADDITIVE, SCALE),
-    "combined": (Knob("m2", 0.3, step=0.1), Knob("m3", 0.1, step=0.05)),
+    "l_softmax": (MULTIPLE, LEAST, LR),
+    "a_softmax": (MULTIPLE, LEAST, LR),
+    "cosface": (Knob("margin", 0.3, step=0.1), SCALE, LR),
+    "arcface": (ADDITIVE, SCALE, LR),
+    "arcface_straight_through": (ADDITIVE, SCALE, LR),
+    "combined": (Knob("m2", 0.3, step=0.1), Knob("m3", 0.1, step=0.05), LR),
     "softmax_center": (Knob("weight", 0.01, 4.0), LR),
     "contrastive": (Knob("margin", 0.8, 1.4), LR),
-    "softmax_contrastive": (Knob("weight", 1.0, 3.0), Knob("margin", 1.0, 1.4)),
+    "softmax_contrastive": (Knob("weight", 1.0, 3.0), Knob("margin", 1.0, 1.4), LR),
     "triplet_batch_hard": (Knob("margin", 0.3, 2.0), LR),
     "triplet_semi_hard": (Knob("margin", 0.3, 2.0), LR),
     "n_pair": (Knob("l2_weight", 0.01, 4.0), Knob("lr", 0.05, 2.0)),
@@ -77,19 +78,20 @@ KNOBS: dict[str, tuple[Knob, Knob]] = {
 FIXED: dict[str, dict[str, Any]] = {"combined": {"m1": 1.0, "scale": 24.0}}
 
 
-def search(first: Knob, second: Knob, score: Callable[[dict[str, float]], float]) -> tuple[dict[str, float], set[str]]:
-    """The best values of two knobs by `score` (higher is better), and the knobs whose best is at the end of the tried.
+def search(knobs: Sequence[Knob], score: Callable[[dict[str, float]], float]) -> tuple[dict[str, float], set[str]]:
+    """The best values of the knobs by `score` (higher is better), and the knobs whose best is at the end of the tried.
 
-    Three values of the first knob with the second in its middle, then the second's neighbours at the first's best.
+    Three values of the first knob with the others in their middle, then the neighbours of each next one at the best of
+    those before it.
     """
-    at: dict[str, int] = {first.name: 0, second.name: 0}
+    at: dict[str, int] = {knob.name: 0 for knob in knobs}
     ends: set[str] = set()
-    for knob in (first, second):
+    for knob in knobs:
         values: dict[int, float] = {}
 
         def tried(k: int, knob: Knob = knob, values: dict[int, float] = values) -> None:
             place = at | {knob.name: k}
-            values[k] = score({one.name: one.at(place[one.name]) for one in (first, second)})
+            values[k] = score({one.name: one.at(place[one.name]) for one in knobs})
 
         for k in (-1, 0, 1):
             if knob.allowed(k):
@@ -104,7 +106,7 @@ def search(first: Knob, second: Knob, score: Callable[[dict[str, float]], float]
         if any(k not in values and knob.allowed(k) for k in (best - 1, best + 1)):
             ends.add(knob.name)
         at[knob.name] = best
-    return {one.name: one.at(at[one.name]) for one in (first, second)}, ends
+    return {one.name: one.at(at[one.name]) for one in knobs}, ends
 
 
 class Runs:
@@ -157,7 +159,7 @@ def tune(
         candidates.append({"hyper": hyper | fixed, "metrics": means})
         return sum(one[CRITERION] for one in found) / len(found)
 
-    best, ends = search(*KNOBS[loss], score)
+    best, ends = search(KNOBS[loss], score)
     unique = {json.dumps(one["hyper"], sort_keys=True): one for one in candidates}
     return {"best": best | fixed, "at_an_end": sorted(ends), "seeds": list(seeds), "candidates": list(unique.values())}
 

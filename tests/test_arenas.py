@@ -190,7 +190,7 @@ def search(score):
         return score(*hyper.values())
 
     knobs = tuning.Knob("a", 8.0, 2.0), tuning.Knob("b", 3, step=1, low=1)
-    return *tuning.search(*knobs, noted), tried
+    return *tuning.search(knobs, noted), tried
 
 
 def test_the_search_tries_five_and_goes_further_at_an_end():
@@ -212,20 +212,22 @@ def test_tuning_resumes_and_writes_the_table_that_is_read(tmp_path, monkeypatch)
 
     def made(loss, hyper, seed):
         calls.append((loss, tuple(sorted(hyper.items())), seed))
-        return {"TAR@1e-3": 1 - (hyper["margin"] - 0.48) ** 2 - (hyper["scale"] / 24 - 1) ** 2 + seed / 1e6, "EER": 0.1}
+        rate = (hyper["lr"] / 0.2 - 1) ** 2 / 100
+        tar = 1 - (hyper["margin"] - 0.48) ** 2 - (hyper["scale"] / 24 - 1) ** 2 - rate + seed / 1e6
+        return {"TAR@1e-3": tar, "EER": 0.1}
 
     monkeypatch.setattr(tuning, "arena_run", lambda arena: (made, {"arena": arena}))
     monkeypatch.setattr(arenas, "TUNED", tmp_path / "tuned.yaml")
     arguments = ["numbers", "--losses", "arcface", "--runs", str(tmp_path / "runs.jsonl"), "--table", str(arenas.TUNED)]
     assert tuning.main(arguments) == 0
     first = arenas.TUNED.read_bytes()
-    assert len(calls) == 5 * 2 == len(set(calls))
+    assert len(calls) == 7 * 2 == len(set(calls))
     lines = (tmp_path / "runs.jsonl").read_text().splitlines()
     (tmp_path / "runs.jsonl").write_text("\n".join(lines[:7]) + "\n")
     tuning.main(arguments)
-    assert len(calls) == 13 and arenas.TUNED.read_bytes() == first
+    assert len(calls) == 21 and arenas.TUNED.read_bytes() == first
     entry = yaml.safe_load(first)["numbers"]["arcface"]
-    assert entry["best"]["scale"] == 24.0 and entry["best"]["margin"] == 0.5 and len(entry["candidates"]) == 5
+    assert entry["best"]["scale"] == 24.0 and entry["best"]["margin"] == 0.5 and len(entry["candidates"]) == 7
     arenas._table.cache_clear()
     assert arenas.tuned("numbers", "arcface") == entry["best"]
     with pytest.raises(ValueError, match="loss tuned on numbers must be one of 'arcface', got 'softmax'"):
