@@ -318,13 +318,3 @@ def test_values_that_do_not_fit_the_rule_are_refused(rule, values, message):
     with pytest.raises(ValueError, match=message):
         judged.judge({"x": 1.0}, **values)
     assert judged.verdict is None
-
-
-@pytest.mark.parametrize("rule", [{"rule": "superiority", "better": "lower"}, {"rule": "equivalence", "margin": 1.0}])
-def test_what_was_not_run_stays_open_for_a_reason(suite, rule):
-    write(suite, {"claims": {"C-1": entry(**rule)}})
-    (one,) = load_claims("90_fixture")
-    assert one.judge({"reason": "not run at this profile"}) == "inconclusive"
-    assert one.measured == {"reason": "not run at this profile"} and one.seeds == []
-    with pytest.raises(ValueError, match="ours of claim 'C-1'"):
-        one.judge()

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -253,22 +252,22 @@ def test_progress_in_a_terminal_is_one_line_and_in_a_log_one_a_minute(tmp_path, 
 
 
 def test_looking_for_stored_runs_computes_nothing_and_moves_no_generator(tmp_path):
-    cache, computed = RunCache(tmp_path / "cache", "cpu"), threading.Event()
+    cache, computed = RunCache(tmp_path / "cache", "cpu"), tmp_path / "computed"
 
     def wanted():
         torch.rand(3)
-        return cache.get("run", {"seed": 0}, lambda: {"x": computed.set()})
+        return cache.get("run", {"seed": 0}, lambda: {"x": computed.write_text("yes")})
 
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
     assert not cache.has_all(wanted)
-    assert not computed.is_set()
+    assert not computed.exists()
     assert not cache.folder.exists()
     assert torch.equal(torch.rand(1), expected)
     wanted()
     assert cache.has_all(wanted)
-    assert computed.is_set()
+    assert computed.exists()
     with pytest.raises(ZeroDivisionError):
         cache.has_all(lambda: 1 / 0)
     assert cache.get("other", {}, lambda: {"x": 2}) == {"x": 2}
