@@ -254,9 +254,11 @@ def test_progress_in_a_terminal_is_one_line_and_in_a_log_one_a_minute(tmp_path, 
 def test_looking_for_stored_runs_computes_nothing_and_moves_no_generator(tmp_path):
     cache, computed = RunCache(tmp_path / "cache", "cpu"), tmp_path / "computed"
 
+    marker = str(computed)  # a path would be read by the content of its file
+
     def wanted():
         torch.rand(3)
-        return cache.get("run", {"seed": 0}, lambda: {"x": computed.write_text("yes")})
+        return cache.get("run", {"seed": 0}, lambda: {"x": Path(marker).write_text("yes")})
 
     torch.manual_seed(0)
     expected = torch.rand(1)
