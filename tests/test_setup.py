@@ -86,7 +86,9 @@ def imported(*paths: Path, everywhere: bool = True) -> set[str]:
                 found.update(alias.name.split(".")[0] for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
                 found.add(node.module.split(".")[0])
-    return {PACKAGES.get(name, name) for name in found - set(sys.stdlib_module_names) - {"reprolib", "benchmarks"}}
+    return {
+        PACKAGES.get(name, name) for name in found - set(sys.stdlib_module_names) - {"reprolib", "benchmarks", "tests"}
+    }
 
 
 def test_what_is_imported_is_declared(project, requirements):

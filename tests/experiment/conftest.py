@@ -9,6 +9,17 @@ import pytest
 import torch
 from fixture_suite import Suite
 
+from reprolib import experiment
+
+
+@pytest.fixture(autouse=True)
+def no_run_is_left_listening() -> Iterator[None]:
+    """A run listens to the checks of its process until the next one begins, also to those of other tests."""
+    yield
+    if experiment._current is not None:
+        experiment._current[0].close()
+        experiment._current = None
+
 
 @pytest.fixture
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Suite]:
