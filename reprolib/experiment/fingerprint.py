@@ -17,7 +17,7 @@ import importlib
 import io
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -252,12 +252,14 @@ class Fingerprint:
     def _reads(self, function: types.FunctionType, captured: Mapping[str, Any], prefix: str) -> Iterator[str]:
         """The hashes of all that the code of `function` reads by a name from outside."""
         names = function.__globals__
-        for chain in sorted(_chains(function.__code__)):
+        for chain in sorted(_chains(function.__code__, function.__code__.co_freevars)):
             root, *attributes = chain
             if root.startswith("import "):
                 value = _import(root.removeprefix("import "))
-            elif root in captured or root in names:
-                value = captured[root] if root in captured else names[root]
+            elif root in captured:
+                value = captured[root]
+            elif root in names and root not in function.__code__.co_freevars:
+                value = names[root]
             elif root in _UNSEEN and hasattr(builtins, root):
                 raise UnreadableError(f"{prefix}{root}() reads names that cannot be followed before the code runs")
             else:
@@ -333,8 +335,12 @@ def _constant(value: Any) -> str:
     return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else f"{type(value).__name__} {value!r}"
 
 
-def _chains(code: types.CodeType) -> set[tuple[str, ...]]:
-    """`("run", "parameters", "steps")` for each name from outside that the code reads, with the attributes it takes."""
+def _chains(code: types.CodeType, outside: Collection[str]) -> set[tuple[str, ...]]:
+    """`("run", "parameters", "steps")` for each name from outside that the code reads, with the attributes it takes.
+
+    outside: the variables of enclosing functions that come from outside. Those of an inner function that its outer one
+    makes are no names from outside, although a notebook may have a global of that name.
+    """
     found: set[tuple[str, ...]] = set()
     chain: tuple[str, ...] = ()
     module = ""
@@ -346,8 +352,8 @@ def _chains(code: types.CodeType) -> set[tuple[str, ...]]:
             continue
         found |= {chain} - {()}
         chain = ()
-        if item.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF") or item.opname.startswith(
-            "LOAD_FROM_DICT_OR_"
+        if item.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS") or (
+            item.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF") and item.argval in outside
         ):
             chain = (str(item.argval),)
         elif item.opname == "IMPORT_NAME":
@@ -357,5 +363,5 @@ def _chains(code: types.CodeType) -> set[tuple[str, ...]]:
             found.add((f"import {module}:{item.argval}",))
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            found |= _chains(constant)
+            found |= _chains(constant, {*outside} & {*constant.co_freevars})
     return found | ({chain} - {()})

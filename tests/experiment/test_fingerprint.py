@@ -311,6 +311,17 @@ def test_what_does_not_shape_a_result_is_left_out():
     assert of(one) == of(two)
 
 
+def test_a_variable_of_the_outer_function_is_no_global_of_that_name():
+    source = "def compute():\n    m = 1\n    def inner():\n        return m.real\n    return inner()"
+    alone = of(make(source))
+    for function in (make(source, m=5), make(source, m=6), cloudpickle.loads(cloudpickle.dumps(make(source, m=5)))):
+        assert of(function) == alone
+    # what is captured from outside counts, also where only an inner function reads it
+    outer = "def outer(m):\n    def compute():\n        return (lambda: m)()\n    return compute"
+    five, six = (make(outer, "outer", m=0)(value) for value in (5, 6))
+    assert of(five) != of(six) and of(five) == of(make(outer, "outer", m=1)(5))
+
+
 def test_a_docstring_that_the_code_reads_counts():
     source = "def compute():\n    '''{0}'''\n    return '{0}'"
     assert of(make(source.format("a"))) != of(make(source.format("b")))
