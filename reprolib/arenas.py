@@ -91,7 +91,7 @@ def _annealed(kind: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     def make(d: int, classes: int, *, margin: int, least: float, after: int = 200) -> nn.Module:
         # lambda = 1000 (1 + gamma k)^-1 falls to 1 at step k = `after`, then to `least` or on
         annealing = losses.AnnealedLambda(1000.0, 999.0 / after, 1.0, least)
-        return kind(d, classes, m=margin, annealing=annealing)
+        return kind(d, classes, margin=margin, annealing=annealing)
 
     return make
 
@@ -123,14 +123,14 @@ class Entry:
 
 LOSSES: dict[str, Entry] = {
     "softmax": Entry(lambda d, c: losses.Softmax(d, c, bias=False)),
-    "l2_softmax": Entry(lambda d, c, *, scale: losses.L2Softmax(d, c, alpha=scale, bias=False)),
+    "l2_softmax": Entry(lambda d, c, *, scale: losses.L2Softmax(d, c, scale=scale, bias=False)),
     "normface": Entry(lambda d, c, *, scale: losses.NormFace(d, c, scale=scale, learn_scale=False)),
     "l_softmax": Entry(_annealed(losses.LSoftmax)),
     "a_softmax": Entry(_annealed(losses.ASoftmax)),
-    "cosface": Entry(lambda d, c, *, scale, margin: losses.CosFace(d, c, m=margin, scale=scale), ramped=True),
-    "arcface": Entry(lambda d, c, *, scale, margin: losses.ArcFace(d, c, m=margin, scale=scale), ramped=True),
+    "cosface": Entry(lambda d, c, *, scale, margin: losses.CosFace(d, c, margin=margin, scale=scale), ramped=True),
+    "arcface": Entry(lambda d, c, *, scale, margin: losses.ArcFace(d, c, margin=margin, scale=scale), ramped=True),
     "arcface_straight_through": Entry(
-        lambda d, c, *, scale, margin: losses.ArcFace(d, c, m=margin, scale=scale, gradient="straight_through"),
+        lambda d, c, *, scale, margin: losses.ArcFace(d, c, margin=margin, scale=scale, gradient="straight_through"),
         ramped=True,
     ),
     "combined": Entry(

@@ -28,7 +28,7 @@ from .protocols import (
     template_protocol,
 )
 from .roc import RocCurve, d_prime, equal_error_rate, roc_auc, roc_curve, tar_at_far, threshold_at_far
-from .seeds import mean_sd, paired_test
+from .seeds import mean_sd
 from .templates import template_features
 from .verification import VerificationResult, exact_threshold, verification_accuracy
 from .video import histogram_svm_accuracy, intersection_kernel, video_histograms, video_scores
@@ -71,7 +71,6 @@ __all__ = [
     "mean_sd",
     "pair_angles",
     "pair_cosines",
-    "paired_test",
     "parse_pairs",
     "power",
     "power_table",
