@@ -235,14 +235,15 @@ def _glyphs(dataset: ImageDataset, part: str) -> tuple[Tensor, Tensor]:
 
 def _write(numbers: Tensor, digits: int, glyphs: Tensor, classes: Tensor, generator: torch.Generator) -> Tensor:
     """Images uint8 (N, 1, 14, 14 digits), one of each of `numbers`: every digit a random glyph of its class."""
-    pixels = glyphs.to(torch.int32).unflatten(1, (SIDE, 2)).unflatten(3, (SIDE, 2))
-    # the mean of four pixels, halves up
-    pooled = ((pixels.sum(dim=(2, 4)) + 2) // 4).to(torch.uint8)
     order = classes.sort(stable=True).indices
     sizes = classes.bincount(minlength=10)
     first = sizes.cumsum(0) - sizes
     powers = 10 ** torch.arange(digits - 1, -1, -1)
     wanted = numbers[:, None] // powers % 10
     draw = torch.rand(wanted.shape, generator=generator, dtype=torch.float64)
-    rows = order[first[wanted] + (draw * sizes[wanted]).long()]
+    # only the glyphs that are used are pooled
+    used, rows = order[first[wanted] + (draw * sizes[wanted]).long()].unique(return_inverse=True)
+    pixels = glyphs[used].to(torch.int32).unflatten(1, (SIDE, 2)).unflatten(3, (SIDE, 2))
+    # the mean of four pixels, halves up
+    pooled = ((pixels.sum(dim=(2, 4)) + 2) // 4).to(torch.uint8)
     return pooled[rows].permute(0, 2, 1, 3).flatten(2).unsqueeze(1).contiguous()
