@@ -61,7 +61,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 
 def _group(nodeid: str) -> str:
-    """'02_normface' of 'notebooks/02_normface.ipynb::Cell 3' and of 'tests/x.py::test_name[02_normface]', else the file."""
+    """'02_normface' for 'notebooks/02_normface.ipynb::Cell 3' and 'tests/x.py::test_name[02_normface]', or the file."""
     file, _, test = nodeid.partition("::")
     if file.endswith(".ipynb"):
         return Path(file).stem
