@@ -30,6 +30,8 @@ from torch import Tensor
 
 from reprolib.losses.distance import computing_dtype, full_precision, root
 from reprolib.losses.margins import Margin
+from reprolib.losses.products import add_product
+from reprolib.losses.sparse import Kept
 
 # A chunk of logits takes at most this, or a quarter of the weights if that is more: with fewer rows than that the
 # matrix products would wait for the weights to come from memory.
@@ -109,42 +111,6 @@ def _needs_no_shift(scale: Tensor, count: int, num_classes: int, form: Form, shi
     return abs(float(scale)) + math.log(num_classes * count) < math.log(torch.finfo(scale.dtype).max) - 2.0
 
 
-class _Kept(NamedTuple):
-    """The elements of a chunk that are not dropped, class by class: their classes, samples and values."""
-
-    classes: list[Tensor]
-    samples: list[Tensor]
-    values: list[Tensor]
-
-    def add(self, e: Tensor, first: int, least: Tensor) -> int:
-        """Keep the elements of ``e`` (m, n), classes from ``first`` on, that reach ``least`` (n,); return how many."""
-        flat = (e >= least).view(-1).nonzero().squeeze(1)
-        own_class = flat.div(e.shape[1], rounding_mode="floor")
-        self.classes.append(own_class + first)
-        self.samples.append(flat - own_class * e.shape[1])
-        self.values.append(e.view(-1)[flat])
-        return len(flat)
-
-    def products(self, least: Tensor, w: Tensor, inverse: Tensor | None, xs: Tensor, grad_w: Tensor | None) -> Tensor:
-        """q^T W (n, d) of the elements that reach ``least`` (n,), and q xs added to ``grad_w``."""
-        classes, samples, values = torch.cat(self.classes), torch.cat(self.samples), torch.cat(self.values)
-        reached = (values >= least[samples]).nonzero().squeeze(1)
-        classes, samples, values = classes[reached], samples[reached], values[reached]
-        if inverse is not None:
-            values = values * inverse[classes]
-        if grad_w is not None:
-            touched, counts = classes.unique_consecutive(return_counts=True)
-            grad_w.index_add_(0, touched, _weighted_sums(xs, samples, values, counts))
-        order = samples.argsort(stable=True)
-        return _weighted_sums(w, classes[order], values[order], samples.bincount(minlength=len(least)))
-
-
-def _weighted_sums(table: Tensor, index: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
-    """sum_k weights_k table[index_k] over runs of ``counts`` elements, (len(counts), d)."""
-    starts = counts.cumsum(0) - counts
-    return torch.nn.functional.embedding_bag(index, table, starts, mode="sum", per_sample_weights=weights)
-
-
 def value_and_gradients(
     features: Tensor,
     weight: Tensor,
@@ -213,7 +179,7 @@ def value_and_gradients(
                 top = torch.maximum(top, e.amax(dim=0))
         own_e = (own - top).exp_()
         total, gx = torch.zeros_like(own), None if grad_x is None else grad_x[begin : begin + rows]
-        kept, found, waiting = _Kept([], [], []), 0, list[slice]()
+        kept, found, waiting = Kept(), 0, list[slice]()
         for part, place in zip(parts, places, strict=True):
             # e_ij = e^{z_ij - top_i}, and 0 for the own class
             e = _logits(z, part, place, xs, weight, inverse, bias, correction) if no_shift else z[part].sub_(top)
@@ -250,7 +216,8 @@ def value_and_gradients(
                 grad_w.index_add_(0, y, xs_a * q_y[:, None])
         elif grad_w is not None:
             z[y, torch.arange(len(y), device=y.device)] = q_y
-            torch.addmm(grad_w, z, xs_a, beta=float(begun), out=grad_w)
+            for part in parts:
+                add_product(grad_w[part], z[part], xs_a.t(), beta=float(begun))
         begun = True
         gx.addcmul_(q_y[:, None], w_y).mul_(a[:, None] if row is None else a[:, None] * row)
         along = (gx * x).sum(dim=1)
@@ -263,16 +230,16 @@ def value_and_gradients(
             free_w.index_add_(0, y, free * big_r / length)
         if form.normalize_features:
             # projection on the tangent space: x carries no radial gradient (NormFace eq. 4)
-            gx.sub_(x * (along / r_x.square())[:, None])
+            gx.addcmul_(x, (along / r_x.square())[:, None], value=-1.0)
         elif not form.margin.is_identity:
-            gx.add_(x * (free * big_c / r_x)[:, None])
+            gx.addcmul_(x, (free * big_c / r_x)[:, None])
     if grad_w is not None:
         for part in parts_w:
             g, w = grad_w[part], weight[part].to(dtype)
             if form.normalize_weights:
-                g.sub_(w * ((g * w).sum(dim=1) / r_w[part].square())[:, None])
+                g.addcmul_(w, ((g * w).sum(dim=1) / r_w[part].square())[:, None], value=-1.0)
             elif not form.margin.is_identity:
-                g.add_(w * free_w[part, None])
+                g.addcmul_(w, free_w[part, None])
     return each.sum() / count, [grad_x if need_x else None, grad_w, grad_b, grad_s if need_s else None]
 
 
@@ -288,7 +255,7 @@ def _logits(
 ) -> Tensor:
     """A part of z_ij = R_i C_j cos(theta_ij) + b_j, written into ``z`` (C, n) and returned; -inf for own classes."""
     for block, w in _wide(weight, part, xs.dtype):
-        torch.mm(w, xs.t(), out=z[block])
+        add_product(z[block], w, xs, beta=0.0)
     e = z[part]
     if inverse is not None:
         e.mul_(inverse[part, None])
@@ -304,7 +271,7 @@ def _onto_features(gx: Tensor, z: Tensor, part: slice, weight: Tensor, inverse: 
     if inverse is not None:
         z[part].mul_(inverse[part, None])
     for block, w in _wide(weight, part, gx.dtype):
-        gx.addmm_(z[block].t(), w)
+        add_product(gx, z[block].t(), w.t())
 
 
 class _FusedMarginSoftmax(torch.autograd.Function):
