@@ -30,7 +30,7 @@ from torch import Tensor
 
 from reprolib.losses.distance import computing_dtype, full_precision, root
 from reprolib.losses.margins import Margin
-from reprolib.losses.products import add_product
+from reprolib.losses.products import put_product
 from reprolib.losses.sparse import Kept
 
 # A chunk of logits takes at most this, or a quarter of the weights if that is more: with fewer rows than that the
@@ -147,7 +147,7 @@ def value_and_gradients(
     grad_b = x_all.new_zeros(num_classes) if need_b else None
     grad_s = x_all.new_zeros(())
     # sum over the samples of a class of dL/dC_j = g R (phi - slope cos) / ||W_j||, for free weight norms
-    free_w = x_all.new_zeros(num_classes)
+    free_w = None if form.normalize_weights or form.margin.is_identity else x_all.new_zeros(num_classes)
     each = x_all.new_empty(count)
     buffer = x_all.new_empty(num_classes * rows)
     no_shift = _needs_no_shift(scale, count, num_classes, form, bias is not None or correction is not None)
@@ -216,8 +216,8 @@ def value_and_gradients(
                 grad_w.index_add_(0, y, xs_a * q_y[:, None])
         elif grad_w is not None:
             z[y, torch.arange(len(y), device=y.device)] = q_y
-            for part in parts:
-                add_product(grad_w[part], z[part], xs_a.t(), beta=float(begun))
+            for part in parts_w:
+                put_product(grad_w[part], z[part], xs_a.t(), add=begun)
         begun = True
         gx.addcmul_(q_y[:, None], w_y).mul_(a[:, None] if row is None else a[:, None] * row)
         along = (gx * x).sum(dim=1)
@@ -226,7 +226,7 @@ def value_and_gradients(
         if need_s:
             # dL/ds = sum_ij g_ij z_ij / s
             grad_s += (along + free * big_r * big_c).sum() / scale
-        if grad_w is not None and not form.normalize_weights and not form.margin.is_identity:
+        if free_w is not None:
             free_w.index_add_(0, y, free * big_r / length)
         if form.normalize_features:
             # projection on the tangent space: x carries no radial gradient (NormFace eq. 4)
@@ -238,7 +238,7 @@ def value_and_gradients(
             g, w = grad_w[part], weight[part].to(dtype)
             if form.normalize_weights:
                 g.addcmul_(w, ((g * w).sum(dim=1) / r_w[part].square())[:, None], value=-1.0)
-            elif not form.margin.is_identity:
+            elif free_w is not None:
                 g.addcmul_(w, free_w[part, None])
     return each.sum() / count, [grad_x if need_x else None, grad_w, grad_b, grad_s if need_s else None]
 
@@ -255,7 +255,7 @@ def _logits(
 ) -> Tensor:
     """A part of z_ij = R_i C_j cos(theta_ij) + b_j, written into ``z`` (C, n) and returned; -inf for own classes."""
     for block, w in _wide(weight, part, xs.dtype):
-        add_product(z[block], w, xs, beta=0.0)
+        put_product(z[block], w, xs, add=False)
     e = z[part]
     if inverse is not None:
         e.mul_(inverse[part, None])
@@ -271,7 +271,7 @@ def _onto_features(gx: Tensor, z: Tensor, part: slice, weight: Tensor, inverse: 
     if inverse is not None:
         z[part].mul_(inverse[part, None])
     for block, w in _wide(weight, part, gx.dtype):
-        add_product(gx, z[block].t(), w.t())
+        put_product(gx, z[block].t(), w.t(), add=True)
 
 
 class _FusedMarginSoftmax(torch.autograd.Function):

@@ -1,9 +1,11 @@
-"""Matrix products by the faster of the two libraries that torch carries.
+"""Matrix products by the faster of the two libraries that torch carries on x86-64.
 
-On processors with AVX-512 oneDNN multiplies float32 matrices in 512-bit registers, also where torch's default, MKL,
-stays with 256 bits (all processors but Intel's): half the time, measured on a Zen processor. Both add in float32; they
-differ in the order. Where torch is told to keep to AVX2, as the runner tells it so that runs repeat on other
-processors, MKL stays. (OpenBLAS is as fast alone, but its threads spin while those of torch work, and it loses.)
+oneDNN multiplies float32 matrices in the widest registers of the processor; MKL, torch's default, does so on Intel's
+only. On a Zen processor with AVX-512 a product takes half the time, and 0.45 of it where the runner asks for kernels
+that give the same bits everywhere (MKL then stays with 128 bits; oneDNN's AVX2 kernels give the same bits on an
+emulated Haswell, and for any number of threads). Both add in float32, in different orders.
+
+OpenBLAS is as fast alone, but its threads spin while those of torch work: in a training step it loses.
 """
 
 from __future__ import annotations
@@ -14,18 +16,15 @@ from torch import Tensor
 # The operation that torch's compiler emits for a linear layer; no public function reaches oneDNN with plain tensors.
 ONEDNN = (
     torch.backends.mkldnn.is_available()
+    and torch.backends.mkl.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 )
 
 
-def add_product(out: Tensor, a: Tensor, b: Tensor, beta: float = 1.0) -> None:
-    """``out`` (M, N) becomes beta out + a b^T, with a (M, K) and b (N, K); at beta = 0 it need not be initialised."""
+def put_product(out: Tensor, a: Tensor, b: Tensor, add: bool) -> None:
+    """a b^T is written into ``out`` (M, N), or added to what is there; a (M, K), b (N, K)."""
     if ONEDNN and out.device.type == "cpu" and out.dtype == torch.float32:
         product = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
-        if beta == 0.0:
-            out.copy_(product)
-        else:
-            out.mul_(beta).add_(product) if beta != 1.0 else out.add_(product)
+        out.add_(product) if add else out.copy_(product)
     else:
-        torch.addmm(out, a, b.t(), beta=beta, out=out)
+        torch.addmm(out, a, b.t(), beta=float(add), out=out)

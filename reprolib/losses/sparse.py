@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+BLOCK = 1024
+
 
 class Kept:
     """The elements of a chunk of (C, n) values that are not dropped: their classes, samples and values, by class."""
@@ -36,7 +38,14 @@ class Kept:
             values = values * inverse[classes]
         if grad_w is not None:
             touched, counts = classes.unique_consecutive(return_counts=True)
-            grad_w.index_add_(0, touched, _weighted_sums(xs, samples, values, counts))
+            ends, begin = counts.cumsum(0), 0
+            # some classes at a time, so that their sums stay in the cache
+            for first in range(0, len(touched), BLOCK):
+                block = slice(first, first + BLOCK)
+                end = int(ends[block][-1])
+                sums = _weighted_sums(xs, samples[begin:end], values[begin:end], counts[block])
+                grad_w.index_add_(0, touched[block], sums)
+                begin = end
         order = samples.argsort(stable=True)
         return _weighted_sums(w, classes[order], values[order], samples.bincount(minlength=len(least)))
 
@@ -44,4 +53,5 @@ class Kept:
 def _weighted_sums(table: Tensor, index: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
     """sum_k weights_k table[index_k] over runs of ``counts`` elements, (len(counts), d)."""
     starts = counts.cumsum(0) - counts
-    return torch.nn.functional.embedding_bag(index, table, starts, mode="sum", per_sample_weights=weights)
+    # a table that wants a gradient would take a slower way
+    return torch.nn.functional.embedding_bag(index, table.detach(), starts, mode="sum", per_sample_weights=weights)
