@@ -73,9 +73,9 @@ def chunk_rows(count: int, weight: Tensor, chunk_bytes: int | None = None) -> in
     return -(-count // chunks)
 
 
-def _parts(classes: int, columns: int, like: Tensor) -> list[slice]:
-    """Blocks of classes, of which ``columns`` numbers each fit into the cache; one block on other devices."""
-    fitting = max(1, CACHE_BYTES // (columns * like.element_size()))
+def _parts(classes: int, numbers: int, like: Tensor) -> list[slice]:
+    """Blocks of classes, of which ``numbers`` for each class fit into the cache; one block on other devices."""
+    fitting = max(1, CACHE_BYTES // (numbers * like.element_size()))
     step = fitting if like.device.type == "cpu" else classes
     return [slice(begin, min(begin + step, classes)) for begin in range(0, classes, step)]
 
@@ -137,7 +137,8 @@ def value_and_gradients(
     bias = None if bias is None else bias.to(dtype)
     count, (num_classes, dim) = x_all.shape[0], weight.shape
     rows = chunk_rows(count, weight, form.chunk_bytes)
-    parts, parts_w = _parts(num_classes, rows, x_all), _parts(num_classes, dim, x_all)
+    # blocks of logits, whose weights take no more than four times as much, and blocks of weights
+    parts, parts_w = _parts(num_classes, max(rows, dim // 4), x_all), _parts(num_classes, dim, x_all)
     r_w = x_all.new_empty(num_classes)
     for part in parts_w:
         r_w[part] = norm(weight[part].to(dtype), form.eps)
