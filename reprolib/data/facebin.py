@@ -39,7 +39,7 @@ class FacePairs:
 
     def __post_init__(self) -> None:
         if self.same.dtype != torch.bool or self.same.ndim != 1:
-            raise ValueError(f"same has to be a row of bool, not {self.same.dtype} {tuple(self.same.shape)}")
+            raise ValueError(f"same must be a row of bool, got {self.same.dtype} {tuple(self.same.shape)}")
         if len(self.same) == 0 or len(self.encoded) != 2 * len(self.same):
             raise ValueError(f"{self.name}: {len(self.encoded)} images for {len(self.same)} pairs, two each are needed")
         for place, image in enumerate(self.encoded):
@@ -90,20 +90,25 @@ def load_facebin(path: str | Path) -> FacePairs:
     """
     path = Path(path)
     loaded = read_pickle(path.read_bytes(), str(path))
-    if not isinstance(loaded, (tuple, list)) or len(loaded) != 2 or not isinstance(loaded[0], (tuple, list)):
+    if not isinstance(loaded, (tuple, list)) or len(loaded) != 2:
         raise DataCorrupted(f"{path} does not hold two lists, of images and of truth values")
-    images, same = loaded
+    images, same = (part.tolist() if _is_list_of_objects(part) else part for part in loaded)
     if isinstance(same, np.ndarray) and same.ndim == 2 and same.shape[1] == 1:
         same = same[:, 0]
-    if not isinstance(same, (tuple, list, np.ndarray)):
-        raise DataCorrupted(f"{path} does not hold a list of truth values, but a {type(same).__name__}")
+    if not isinstance(images, (tuple, list)) or not isinstance(same, (tuple, list, np.ndarray)):
+        kinds = f"a {type(images).__name__} and a {type(same).__name__}"
+        raise DataCorrupted(f"{path} does not hold two lists, of images and of truth values, but {kinds}")
     # one array may stand at many places: each becomes bytes once
     files = {id(image): _file_bytes(image) for image in images}
     try:
         encoded = tuple(files[id(image)] for image in images)
-        return FacePairs(encoded, torch.tensor([_truth(value, str(path)) for value in same]).bool(), str(path))
+        return FacePairs(encoded, torch.tensor([_truth(value) for value in same]).bool(), str(path))
     except ValueError as error:
-        raise DataCorrupted(str(error)) from error
+        raise DataCorrupted(f"{path} does not hold pairs of faces: {error}") from error
+
+
+def _is_list_of_objects(part: object) -> bool:
+    return isinstance(part, np.ndarray) and part.dtype == object
 
 
 def _file_bytes(image: Any) -> Any:
@@ -113,13 +118,13 @@ def _file_bytes(image: Any) -> Any:
     return image
 
 
-def _truth(value: object, label: str) -> bool:
+def _truth(value: object) -> bool:
     if isinstance(value, np.ndarray) and value.shape == (1,):
         value = value[0]
-    if isinstance(value, (bool, np.bool_)) or (isinstance(value, (int, np.integer)) and value in (0, 1)):
+    if isinstance(value, (bool, np.bool_, int, np.integer)) and value in (0, 1):
         return bool(value)
-    kind = f"the integer {value}" if isinstance(value, (int, np.integer)) else f"a {type(value).__name__}"
-    raise DataCorrupted(f"{label} has {kind} among the truth values, allowed are True, False, 1 and 0")
+    kind = f"the integer {str(value)[:20]}" if isinstance(value, (int, np.integer)) else f"a {type(value).__name__}"
+    raise ValueError(f"truth values must be True, False, 1 or 0, got {kind}")
 
 
 def write_facebin(path: str | Path, pairs: Sequence[tuple[bytes, bytes]], same: Sequence[bool] | torch.Tensor) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from reprolib._checks import check_choice, check_count, check_features, check_labels, check_number
+from reprolib._checks import check_batch, check_choice, check_count, check_number
 from reprolib.losses.distance import at_least_float32
 
 CENTER_UPDATES = ("paper", "caffe", "autograd", "scatter")
@@ -114,7 +114,7 @@ class CenterLoss(nn.Module):
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """1/2 sum_i ||x_i - c_{y_i}||^2 (or its mean), with the centres as they were before this batch."""
-        self._check(features, labels)
+        check_batch(features, labels, self.num_classes, columns=self.in_features)
         loss = (at_least_float32(features) - self.centers[labels]).square().sum() / 2
         if self.training and self.auto_update:
             self._move(features, labels)
@@ -122,12 +122,8 @@ class CenterLoss(nn.Module):
 
     def update_centers(self, features: Tensor, labels: Tensor) -> None:
         """Move the centres by one step of the chosen rule, whatever the mode; no gradient flows."""
-        self._check(features, labels)
+        check_batch(features, labels, self.num_classes, columns=self.in_features)
         self._move(features, labels)
-
-    def _check(self, features: Tensor, labels: Tensor) -> None:
-        check_features(features, "features", columns=self.in_features)
-        check_labels(labels, len(features), self.num_classes)
 
     @torch.no_grad()
     def _move(self, features: Tensor, labels: Tensor) -> None:
@@ -158,8 +154,7 @@ class JointLoss(nn.Module):
 
     `head` is a classification loss with `.logits` and `.weight`; `auxiliary(features, labels)` -> scalar is a
     module (as `CenterLoss`) or a function; `weight_auxiliary` is lambda >= 0. Both are evaluated on the same
-    batch and must be reduced alike (both means or both sums). The head's warm-up (`set_warmup`, `scale`,
-    `normalize_features`, `plain_loss`) is the joint loss's own; TypeError for a head that has none.
+    batch and must be reduced alike (both means or both sums). The warm-up of scale and margin is the head's own.
     """
 
     head: Any
@@ -174,29 +169,9 @@ class JointLoss(nn.Module):
         """The head's class weights (num_classes, in_features)."""
         return self.head.weight
 
-    @property
-    def scale(self) -> Tensor:
-        """The head's scale."""
-        return self._of_head("scale")
-
-    @property
-    def normalize_features(self) -> bool:
-        """Whether the head's scale replaces the feature norms."""
-        return self._of_head("normalize_features")
-
-    def _of_head(self, name: str) -> Any:
-        if not hasattr(self.head, name):
-            raise TypeError(f"the head must have {name!r} for a warm-up, got {type(self.head).__name__}, which has not")
-        return getattr(self.head, name)
-
-    def set_warmup(self, *, scale: float | None = None, strength: float | None = None) -> None:
-        """The head's scale and the strength of its margin, as `MarginSoftmax.set_warmup`."""
-        self._of_head("set_warmup")(scale=scale, strength=strength)
-
     def plain_loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """L_S without normalisation and margin, + lambda L_A: the warm-up."""
-        plain = self._of_head("plain_loss")(features, labels)
-        return plain + self.weight_auxiliary * self.auxiliary(features, labels)
+        return self.head.plain_loss(features, labels) + self.weight_auxiliary * self.auxiliary(features, labels)
 
     def logits(self, features: Tensor) -> Tensor:
         """The head's scores (N, C)."""

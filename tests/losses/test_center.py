@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reprolib.losses import ArcFace, CTriplet
+from reprolib.losses import ArcFace
 from reprolib.losses.center import CENTER_UPDATES, CenterLoss, JointLoss, center_step
 
 
@@ -328,25 +328,9 @@ def test_centres_of_two_processes_are_those_of_the_whole_batch(update, wrap, tmp
         assert torch.allclose(centers, alone.centers, atol=1e-6) and centers[2].abs().max() > 0
 
 
-def test_a_joint_loss_hands_the_warm_up_on_to_its_head():
+def test_a_joint_loss_warms_up_with_the_plain_loss_of_its_head():
     head = ArcFace(4, 3, scale=32.0)
     joint = JointLoss(head, CenterLoss(3, 4, reduction="mean"), 0.5)
-    joint.set_warmup(scale=8.0, strength=0.25)
-    assert float(joint.scale) == float(head.scale) == 8.0 and float(head.strength) == 0.25
-    assert joint.normalize_features
     x, y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
     expected = head.plain_loss(x, y) + 0.5 * x.square().sum() / 12
     assert torch.allclose(joint.plain_loss(x, y), expected)
-
-
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda loss: loss.set_warmup(strength=0.5),
-        lambda loss: loss.plain_loss(torch.ones(2, 4), torch.tensor([0, 1])),
-        lambda loss: loss.scale,
-    ],
-)
-def test_a_head_without_a_warm_up_is_named(use):
-    with pytest.raises(TypeError, match="warm-up, got CTriplet"):
-        use(JointLoss(CTriplet(4, 3), CenterLoss(3, 4), 0.1))
