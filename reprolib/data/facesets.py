@@ -262,7 +262,9 @@ class FaceRecords(FaceImages):
         """Class of each image, int64 (N,), as stored: from both ends of each identity, else from all records."""
         values = self._labels_of_identities()
         if values is None:
+            _advise(self._mapped, "MADV_SEQUENTIAL")
             values = self._first_labels(self._images)
+            _advise(self._mapped, "MADV_RANDOM")
         wrong = ~((values >= 0) & (values < (self._property or LABEL_LIMIT)) & (values == np.floor(values)))
         for row in np.flatnonzero(wrong).tolist():
             # a record that is damaged says so itself
@@ -273,11 +275,9 @@ class FaceRecords(FaceImages):
         """First label of the records at `places` of the index, NaN for those that are damaged."""
         offsets = self._index[1][places]
         values, order = np.empty(len(offsets), np.float32), np.argsort(offsets)
-        _advise(self._mapped, "MADV_SEQUENTIAL")
         for begin in range(0, len(order), _BLOCK):
             rows, buffer = order[begin : begin + _BLOCK], self._bytes
             values[rows] = first_labels(np.frombuffer(buffer, "<u4", len(buffer) // 4), offsets[rows])
-        _advise(self._mapped, "MADV_RANDOM")
         return values
 
     def _labels_of_identities(self) -> np.ndarray | None:
