@@ -127,7 +127,7 @@ def test_pixels_are_scaled_once():
 
 
 def test_wrong_input_is_refused():
-    with pytest.raises(ValueError, match="network must be one of 'compact', .* got 'resnet'"):
+    with pytest.raises(ValueError, match=r"network must be one of 'compact', .* got 'resnet'"):
         models.build("resnet", 2)
     with pytest.raises(ValueError, match="embedding_dim must be an integer >= 1, got 0"):
         models.build("compact", 0)

@@ -41,8 +41,9 @@ class FacePairs:
     def __post_init__(self) -> None:
         if self.same.dtype != torch.bool or self.same.ndim != 1:
             raise ValueError(f"same must be a row of bool, got {self.same.dtype} {tuple(self.same.shape)}")
-        if len(self.same) == 0 or len(self.encoded) != 2 * len(self.same):
-            raise ValueError(f"{self.name} must be two images a pair, got {len(self.encoded)} for {len(self.same)} pairs")
+        images, pairs = len(self.encoded), len(self.same)
+        if pairs == 0 or images != 2 * pairs:
+            raise ValueError(f"{self.name} must be two images a pair, got {images} for {pairs} pairs")
         for place, image in enumerate(self.encoded):
             if not is_encoded(image):
                 raise ValueError(f"image {place} of {self.name} must be the bytes of a JPEG or PNG file")

@@ -81,8 +81,7 @@ class IdxRecipe(Recipe):
         """Takes files named as the published ones, in any sub-folder, with or without .gz, or the pickle."""
         plain = {name: PurePosixPath(name).name.replace(".idx", "-idx").removesuffix(".gz") for name in tree.names}
         places = {
-            key: [name for name in tree.names if plain[name] == file.removesuffix(".gz")]
-            for key, file in FILES.items()
+            key: [name for name in tree.names if plain[name] == file.removesuffix(".gz")] for key, file in FILES.items()
         }
         if any(places.values()):
             yield lambda: {key: self._first_good(tree, key, names) for key, names in places.items()}

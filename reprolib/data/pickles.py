@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,8 @@ def _set_items(reader: Any) -> None:
 
 
 class _Reader(pickle._Unpickler):
+    read: Callable[[int], bytes]
+
     def __init__(self, raw: bytes) -> None:
         super().__init__(io.BytesIO(raw), encoding="bytes")
         self.dispatch = _Operations(len(raw))  # type: ignore[misc,assignment]
@@ -157,7 +160,7 @@ class _Array(np.ndarray):
             case (int(), tuple() as shape, _Dtype() as dtype, int() as fortran, bytes() | list() as content):
                 _check(content, dtype.numpy, shape)
                 self.reader.spend(len(content) * (8 if isinstance(content, list) else 1))
-                super().__setstate__((1, shape, dtype.numpy, bool(fortran), content))
+                super().__setstate__((1, shape, dtype.numpy, bool(fortran), content))  # type: ignore[arg-type]
             case _:
                 raise ValueError("it makes an array of something else than a shape, a type and its content")
 
@@ -167,7 +170,7 @@ def _text(value: bytes | str) -> str:
 
 
 def _check(content: bytes | list, dtype: np.dtype, shape: tuple) -> None:
-    """What numpy takes on trust: a list for a type of objects, bytes for any other, and as much of it as `shape` says."""
+    """What numpy takes on trust: a list for a type of objects, else bytes, and as much of it as `shape` says."""
     if isinstance(content, list) != dtype.hasobject:
         raise ValueError(f"the content of an array of type {dtype} is a {type(content).__name__}")
     if not 1 <= len(shape) <= 4 or not all(type(n) is int and n >= 0 for n in shape):

@@ -316,7 +316,7 @@ class _FusedMarginSoftmax(torch.autograd.Function):
         # multiplied in the computing precision, then rounded: a loss scale may exceed the range of half precision
         handed = [
             None if gradient is None else (gradient if one else gradient.mul_(grad_output)).to(tensor.dtype)
-            for gradient, tensor in zip(gradients, inputs, strict=False)
+            for gradient, tensor in zip(gradients, ctx.saved_tensors, strict=False)
         ]
         return (None, *handed, None, None)
 

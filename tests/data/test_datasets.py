@@ -14,6 +14,7 @@ from reprolib.data.datasets import RECIPES
 from reprolib.data.files import gunzip
 from reprolib.data.idx import FASHION_MNIST, FILES, MNIST, encode_idx
 
+
 def test_an_idx_file_is_what_the_format_says():
     array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     by_hand = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (2, 3, 4)) + bytes(range(24))

@@ -16,7 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from reprolib.data import DataCorrupted, DataUnavailable, data_root, datasets, fetch, lfw, lfw_pairs, load_lfw, load_lfw_grey
+from reprolib.data import (
+    DataCorrupted,
+    DataUnavailable,
+    data_root,
+    datasets,
+    fetch,
+    lfw,
+    lfw_pairs,
+    load_lfw,
+    load_lfw_grey,
+)
 from reprolib.data.alignment import TEMPLATE
 from reprolib.data.lfw import ALIGNED, CROPPED, LANDMARKS, LfwRecipe, PairsRecipe, parse_landmarks
 from reprolib.data.pixels import decode_image, resize_area, to_grey
