@@ -20,6 +20,7 @@ from reprolib._checks import check_batch, check_choice, check_count, check_numbe
 from reprolib.losses.distance import at_least_float32
 
 CENTER_UPDATES = ("paper", "caffe", "autograd", "scatter")
+CAFFE_MOMENTUM = 0.9
 
 
 def _denominator(count: Any, batch_size: Any, update: str) -> Any:
@@ -46,9 +47,8 @@ class CenterLoss(nn.Module):
     """L_C = 1/2 sum_i ||x_i - c_{y_i}||^2 (eq. 2); its centres follow eqs. 3 and 4 instead of a gradient.
 
     `forward(features (N, d), labels (N,))` -> scalar; dL_C/dx_i = x_i - c_{y_i}. In training mode it then
-    moves the centres, after the loss has used the old ones (Algorithm 1); with `auto_update=False` only
-    `update_centers` does, for code that calls the loss more than once a step. Evaluation mode never changes
-    them. The step contains no lambda. `centers` (num_classes, in_features) is a buffer, 0 at the start, saved
+    moves the centres, after the loss has used the old ones (Algorithm 1). Evaluation mode never changes them.
+    The step contains no lambda. `centers` (num_classes, in_features) is a buffer, 0 at the start, saved
     in the state dict.
 
     `reduction="sum"` is the paper's; beside a classification loss that is a *mean* over the batch take "mean"
@@ -57,9 +57,9 @@ class CenterLoss(nn.Module):
     `alpha` in [0, 1] is the centres' rate. `update` names the step; n_j samples of class j in a batch of B:
     "paper"     c_j <- c_j - alpha sum (c_j - x_i)/(1 + n_j)
     "caffe"     the authors' code hands Delta c_j, as if it were a gradient, to its solver:
-                v_j <- momentum v_j + alpha [sum (c_j - x_i)/(1 + n_j) + weight_decay c_j]; c_j <- c_j - v_j,
+                v_j <- 0.9 v_j + alpha sum (c_j - x_i)/(1 + n_j); c_j <- c_j - v_j,
                 so absent classes move too. alpha is learning rate x multiplier and decays with the
-                schedule: assign `loss.alpha`. v is the buffer `velocity`. Defaults: momentum 0.9, no decay.
+                schedule: assign `loss.alpha`. v is the buffer `velocity`.
     "autograd"  c_j <- c_j - alpha (2/B) sum (c_j - x_i): plain SGD on (1/B) sum ||x_i - c_{y_i}||^2, the
                 popular PyTorch version
     "scatter"   c_j <- c_j - alpha sum (c_j - x_i): the popular TensorFlow version (its `alfa` is 1 - alpha);
@@ -74,16 +74,7 @@ class CenterLoss(nn.Module):
     velocity: Tensor
 
     def __init__(
-        self,
-        num_classes: int,
-        in_features: int,
-        alpha: float = 0.5,
-        update: str = "paper",
-        *,
-        reduction: str = "sum",
-        auto_update: bool = True,
-        momentum: float | None = None,
-        weight_decay: float | None = None,
+        self, num_classes: int, in_features: int, alpha: float = 0.5, update: str = "paper", *, reduction: str = "sum"
     ) -> None:
         super().__init__()
         check_count(num_classes, "num_classes")
@@ -91,16 +82,10 @@ class CenterLoss(nn.Module):
         check_choice(update, "update", CENTER_UPDATES)
         check_choice(reduction, "reduction", ("sum", "mean"))
         self.num_classes, self.in_features = num_classes, in_features
-        self.alpha, self.update, self.reduction, self.auto_update = alpha, update, reduction, auto_update
+        self.alpha, self.update, self.reduction = alpha, update, reduction
         self.register_buffer("centers", torch.zeros(num_classes, in_features))
         if update == "caffe":
-            self.momentum = 0.9 if momentum is None else momentum
-            self.weight_decay = 0.0 if weight_decay is None else weight_decay
-            check_number(self.momentum, "momentum", high=1.0, closed=True)
-            check_number(self.weight_decay, "weight_decay", closed=True)
             self.register_buffer("velocity", torch.zeros(num_classes, in_features))
-        elif momentum is not None or weight_decay is not None:
-            raise ValueError(f"momentum and weight_decay belong to update='caffe', got update={update!r}")
 
     @property
     def alpha(self) -> float:
@@ -116,7 +101,7 @@ class CenterLoss(nn.Module):
         """1/2 sum_i ||x_i - c_{y_i}||^2 (or its mean), with the centres as they were before this batch."""
         check_batch(features, labels, self.num_classes, columns=self.in_features)
         loss = (at_least_float32(features) - self.centers[labels]).square().sum() / 2
-        if self.training and self.auto_update:
+        if self.training:
             self._move(features, labels)
         return loss if self.reduction == "sum" else loss / len(features)
 
@@ -138,14 +123,13 @@ class CenterLoss(nn.Module):
         count, batch_size = sums[:-1, -1:], sums[-1, -1]
         step = self.alpha * (sums[:-1, :-1] / _denominator(count, batch_size, self.update))
         if self.update == "caffe":
-            self.velocity.mul_(self.momentum).add_(step + self.alpha * self.weight_decay * self.centers)
-            step = self.velocity
+            step = self.velocity.mul_(CAFFE_MOMENTUM).add_(step)
         self.centers.sub_(step)
 
     def extra_repr(self) -> str:
         return (
             f"{self.num_classes}, {self.in_features}, alpha={self.alpha}, update={self.update!r}, "
-            f"reduction={self.reduction!r}, auto_update={self.auto_update}"
+            f"reduction={self.reduction!r}"
         )
 
 
