@@ -191,10 +191,9 @@ def distractor_verification(
     held, floor = 0, -np.inf
     everyone = torch.arange(len(probes), device=probes.device)
     for _, cosines, _ in _products(probes, distractors, 0, len(distractors), lambda: everyone):
-        part = cosines[cosines.amax(dim=1) > floor]
-        part = part[part > floor].cpu().numpy()
-        parts.append(part)
-        held += len(part)
+        rows = cosines[cosines.amax(dim=1) > floor]
+        parts.append(rows[rows > floor].cpu().numpy())
+        held += len(parts[-1])
         if held > keep + _BLOCK:
             largest = np.concatenate(parts)
             largest = np.partition(largest, held - keep)[held - keep :]

@@ -91,7 +91,7 @@ def _distance(ours: Any, right: Any) -> tuple[float, str]:
     if not ratio.ndim:
         return float(ratio), ""
     place = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
-    return float(ratio[place]), f", entry {', '.join(map(str, place))}"
+    return float(ratio[place]), f", entry {', '.join(str(int(index)) for index in place)}"
 
 
 def _shown(case: Sequence[Any], number: int) -> str:
