@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: `python -m benchmarks {heads,miners,search,tar,popular,partial_fc,toy,table}`."""
+"""Command line of the benchmarks: `python -m benchmarks {heads,miners,search,tar,popular,partial_fc,table}`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import torch
 
-from benchmarks import heads, miners, partial_fc, popular, search, table, tar, toy
+from benchmarks import heads, miners, partial_fc, popular, search, table, tar
 from reprolib.data.files import write_atomic
 
 BENCHES = {
@@ -21,7 +21,6 @@ BENCHES = {
     "tar": tar,
     "popular": popular,
     "partial_fc": partial_fc,
-    "toy": toy,
 }
 
 
