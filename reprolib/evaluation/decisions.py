@@ -53,15 +53,6 @@ class Decision:
     level: float
     detectable: float | None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        plain: dict[str, Any] = {key: getattr(self, key) for key in ("verdict", "reason", "n", "level", "detectable")}
-        return {
-            **plain,
-            "difference": self.difference.as_dict(),
-            "relative": None if self.relative is None else self.relative.as_dict(),
-        }
-
 
 def decide(
     ours: Sequence[float] | np.ndarray,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .._checks import Array, check_count, far_values, float_array, label_array
-from .intervals import Estimate, proportion, wilson
+from .intervals import Estimate, proportion
 from .roc import rates_above, threshold_at_far
 
 _BLOCK = 1 << 22  # scores handled at once
@@ -82,9 +82,7 @@ def cmc(
     max_rank = entries if max_rank is None else max_rank
     check_count(max_rank, "max_rank", high=entries)
     hits = np.cumsum(np.bincount(rank, minlength=entries + 1))[1 : max_rank + 1]
-    low, high = wilson(hits, len(rank), level)
-    rates = hits / len(rank)
-    return [Estimate(*row, level=level, count=len(rank), method="Wilson") for row in zip(rates, low, high, strict=True)]
+    return [proportion(int(hit), len(rank), level=level) for hit in hits]
 
 
 def dir_at_far(
