@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .._checks import Array, check_count, far_values, float_array, label_array
-from .features import later_pairs, unit_array
+from .features import pair_blocks, unit_array
 from .intervals import Estimate, clopper_pearson, logit_interval, student_half_width
 from .roc import allowed_false_accepts, crossing
 
@@ -46,8 +46,7 @@ def scored_pairs(features: Array, labels: Array) -> ScoredPairs:
     """
     unit = unit_array(features)
     people = np.unique(label_array(labels, "labels", len(unit)), return_inverse=True)[1].astype(np.int32)
-    parts = [(cosines, people[i], people[j]) for cosines, i, j in later_pairs(unit)]
-    return ScoredPairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return ScoredPairs(*(np.concatenate(column) for column in zip(*pair_blocks(unit, people), strict=True)))
 
 
 def far_name(far: float) -> str:
@@ -58,20 +57,25 @@ def far_name(far: float) -> str:
 class _Sorted:
     """The pairs from the highest score down, and where the score changes: what no draw changes."""
 
-    def __init__(self, scores: np.ndarray, same: np.ndarray) -> None:
-        self.order = np.argsort(-scores, kind="stable")
-        scores, self.same = scores[self.order], same[self.order]
+    def __init__(self, scores: np.ndarray, first: np.ndarray, second: np.ndarray, cell: np.ndarray) -> None:
+        order = np.argsort(-scores, kind="stable")
+        scores, self.first, self.second, self.cell = scores[order], first[order], second[order], cell[order]
+        self.same = self.first == self.second
         self.ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
         self.steps = scores[self.ends]
 
-    def statistics(self, weight: np.ndarray, fars: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-        """EER, AUC, TAR at each FAR, FAR above each threshold, where pair i counts `weight[i]` times."""
-        weight = weight[self.order]
-        genuine, impostor = (
-            np.append(0, np.cumsum(np.where(kind, weight, 0), dtype=np.int64)[self.ends])
-            for kind in (self.same, ~self.same)
+    def statistics(self, weight: np.ndarray, fars: np.ndarray, thresholds: np.ndarray) -> np.ndarray | None:
+        """EER, AUC, TAR at each FAR, FAR above each threshold, where the i-th pair of these counts `weight[i]` times.
+
+        None if no genuine or no impostor pair counts.
+        """
+        genuine, both = (
+            np.append(0, np.cumsum(counts, dtype=np.int64)[self.ends]) for counts in (weight * self.same, weight)
         )
+        impostor = both - genuine
         sizes = genuine[-1], impostor[-1]
+        if not all(sizes):
+            return None
         eer = crossing(genuine / sizes[0], impostor / sizes[1])
         # the area under the straight lines between the steps, ties half
         auc = np.diff(impostor) @ (genuine[1:] + genuine[:-1]) / (2 * sizes[0] * sizes[1])
@@ -123,37 +127,37 @@ def bootstrap_people(
     met, cell = np.unique(
         np.minimum(first, second).astype(np.int64) * len(people) + np.maximum(first, second), return_inverse=True
     )
-    judged = [_Sorted(values, same) for values in scores]
-
-    def measured(weight: np.ndarray) -> np.ndarray:
-        each = [one.statistics(weight, rates, limits) for one in judged]
-        return each[0] if other is None else each[0] - each[1]
-
+    judged = [_Sorted(values, first, second, cell.astype(np.int32)) for values in scores]
     generator = np.random.default_rng(seed)
 
-    def people_drawn() -> np.ndarray:
+    def measured(weigh: Callable[[_Sorted], np.ndarray]) -> np.ndarray | None:
+        each = [one.statistics(weigh(one), rates, limits) for one in judged]
+        return each[0] if other is None or each[0] is None else each[0] - each[1]
+
+    def people_drawn() -> Callable[[_Sorted], np.ndarray]:
         times = np.bincount(generator.integers(0, len(people), len(people)), minlength=len(people)).astype(np.int32)
-        return times[first] * np.where(same, 1, times[second])
+        return lambda one: times[one.first] * np.where(one.same, 1, times[one.second])
 
-    def pairs_drawn() -> np.ndarray:
+    def pairs_drawn() -> Callable[[_Sorted], np.ndarray]:
         times = 2 * generator.integers(0, 2, len(met), dtype=np.int32)
-        return np.where(same, 1, times[cell])
+        return lambda one: np.where(one.same, 1, times[one.cell])
 
-    def variance(draw: Callable[[], np.ndarray]) -> np.ndarray:
+    def variance(draw: Callable[[], Callable[[_Sorted], np.ndarray]]) -> np.ndarray:
         rows: list[np.ndarray] = []
         while len(rows) < draws:
-            weight = draw()
             # few people: a draw without a genuine or an impostor pair measures nothing and is drawn again
-            if weight[same].any() and weight[~same].any():
-                rows.append(measured(weight))
+            if (row := measured(draw())) is not None:
+                rows.append(row)
         return np.var(rows, axis=0, ddof=1)
 
+    values = measured(lambda one: np.ones(size, np.int32))
+    assert values is not None  # both kinds are there
     by_people = variance(people_drawn)
     deviations = np.sqrt(np.maximum(by_people - 2 * variance(pairs_drawn), by_people / 3))
     method = f"bootstrap over {len(people)} people, {draws} draws, seed {seed}"
     return {
         name: _estimate(float(value), float(deviation), len(people), size, level, method, rate=other is None)
-        for name, value, deviation in zip(names, measured(np.ones(size, np.int32)), deviations, strict=True)
+        for name, value, deviation in zip(names, values, deviations, strict=True)
     }
 
 

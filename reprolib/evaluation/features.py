@@ -100,13 +100,14 @@ def centred_cosines(first: Array, second: Array, folds: Array) -> np.ndarray:
     return np.stack(rows)
 
 
-def later_pairs(unit: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Cosines of the pairs of unit rows, with their rows i < j, block by block: (0, 1), (0, 2) .. (1, 2) .."""
+def pair_blocks(unit: np.ndarray, people: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Cosines of the pairs of unit rows i < j and the people of both, block by block: (0, 1), (0, 2) .. (1, 2) .."""
     step = max(1, _CELLS // len(unit))
     for start in range(0, len(unit), step):
         cosines = unit[start : start + step] @ unit[start:].T
-        i, j = np.nonzero(np.arange(cosines.shape[1]) > np.arange(len(cosines))[:, None])
-        yield cosines[i, j], start + i, start + j
+        later = np.arange(cosines.shape[1]) > np.arange(len(cosines))[:, None]
+        first, second = np.broadcast_arrays(people[start : start + step, None], people[start:])
+        yield cosines[later], first[later], second[later]
 
 
 def all_pairs_cosines(features: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
@@ -118,8 +119,8 @@ def all_pairs_cosines(features: Array, labels: Array) -> tuple[np.ndarray, np.nd
     unit = unit_array(features)
     labels = label_array(labels, "labels", len(unit))
     genuine, impostor = [], []
-    for cosines, i, j in later_pairs(unit):
-        same = labels[i] == labels[j]
+    for cosines, first, second in pair_blocks(unit, labels):
+        same = first == second
         genuine.append(cosines[same])
         impostor.append(cosines[~same])
     return np.concatenate(genuine), np.concatenate(impostor)

@@ -75,7 +75,8 @@ def test_weights_are_repetitions(seed):
         return
     same = pairs.first == pairs.second
     repeat = np.where(same, times[pairs.first], times[pairs.first] * times[pairs.second])
-    found = bootstrap._Sorted(pairs.scores, same).statistics(repeat, np.array(FARS), np.array([0.2]))
+    ordered = bootstrap._Sorted(pairs.scores, pairs.first, pairs.second, np.arange(len(same)))
+    found = ordered.statistics(repeat[ordered.cell], np.array(FARS), np.array([0.2]))
     scores, kinds = np.repeat(pairs.scores, repeat), np.repeat(same, repeat)
     genuine, impostor = scores[kinds], scores[~kinds]
     assert found[0] == pytest.approx(float(equal_error_rate(genuine, impostor)), abs=1e-12)
