@@ -20,6 +20,7 @@ import torch
 
 from .cache import CachedFunction, RunCache, seed_everything
 from .claims import Claim, load_claims
+from .exercises import Grade
 from .fingerprint import UnreadableError
 from .parameters import BASE, literal_names, profile_parameters, resolve
 from .paths import UsageError, cache_folder, results_folder, write_atomically
@@ -44,7 +45,7 @@ class Experiment:
     """One run of one notebook; made by `start`.
 
     Attributes: `parameters` (namespace of the final values), `profile`, `device` (torch.device), `seeds`
-    (tuple of int), `workers` (runs at the same time), `record`.
+    (tuple of int), `workers` (runs at the same time), `record`, `grade` (of the answers to exercises).
     """
 
     def __init__(self, notebook: str, parameters: Mapping[str, Any], device: torch.device) -> None:
@@ -54,6 +55,7 @@ class Experiment:
         self.seeds: tuple[int, ...] = tuple(parameters.get("seeds", ()))
         self.device = device
         self.record = Record()
+        self.grade = Grade()
         self.workers = worker_count(self.profile, device)
         if self.workers > 1:
             # They come up while the notebook is still deriving and checking, which takes one core.
@@ -115,8 +117,8 @@ class Experiment:
         return _Settings(**dict.fromkeys([*unread, "device", "workers"]), **named)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker needs, all but the record: checks and claims are decided in the notebook's own process."""
-        return {**vars(self), "record": Record(), "_unsubscribe": None}
+        """What a worker needs: checks, claims and answers to exercises are decided in the notebook's own process."""
+        return {**vars(self), "record": Record(), "grade": Grade(), "_unsubscribe": None}
 
     def claim(
         self,
