@@ -6,8 +6,8 @@ for rounds (batch times classes above 1e8) get one step each, in a process that 
 
 "drop 2^-k" leaves probabilities of other classes below t = 2^-k out of the gradients. The gradient in a feature x is
 then off by at most min(C t, 1 - p_y) s / (B ||x||), that in a class's weight W by s t / ||W||. At C = 85,742, 2^-24
-bounds the first by half a percent of s / (B ||x||); 2^-12 has no useful bound on it: see its measured error. On random
-features more than 3 % of the probabilities are larger, and the step is the dense one.
+bounds the first by half a percent of s / (B ||x||); 2^-12 has no useful bound on it: see its measured error. Where more
+than 3 % of the probabilities are larger, as those of random features at 2^-24, the step is the dense one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from benchmarks.peers import HEADS, PEERS, RAW_PEERS, built, make_batch, missing
 CLASSES = (1_000, 10_572, 85_742, 1_000_000)
 FLOOR, PLAIN_PRODUCTS = "floor of three products", "three products"
 LARGEST_TIMED = 10**8
-# as many as call the kernels of a large size
+# enough for several blocks of classes
 WARM_UP_CLASSES = 4_096
 KINDS = ("random", "trained")
 DEFAULT = tuple(name for name in HEADS if name != "ours, reference")

@@ -43,6 +43,21 @@ CACHE_BYTES = 2**20
 SPARSE_SHARE = 0.03
 
 
+class Inputs(NamedTuple):
+    """features (N, d), weight (C, d), bias (C,) or None, scale (), labels (N,) int64.
+
+    ``correction`` (C,) is added to the logits of all classes but the sample's own (a sampler's log weights); it may
+    hold -inf.
+    """
+
+    features: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    scale: Tensor
+    labels: Tensor
+    correction: Tensor | None = None
+
+
 class Form(NamedTuple):
     """What the logits are made of, besides tensors that carry a gradient; see the module's first paragraph.
 
@@ -112,25 +127,17 @@ def _needs_no_shift(scale: Tensor, count: int, num_classes: int, form: Form, shi
 
 
 def value_and_gradients(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor,
-    labels: Tensor,
-    correction: Tensor | None,
-    form: Form,
-    needs: tuple[bool, bool, bool, bool],
+    inputs: Inputs, form: Form, needs: tuple[bool, bool, bool, bool]
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Mean loss, and its gradients in features, weight, bias and scale (None where ``needs`` is False).
 
-    features (N, d), weight (C, d), bias (C,) or None, scale (), labels (N,) int64. ``correction`` (C,) is added to
-    the logits of all classes but the sample's own (a sampler's log weights); it may hold -inf. Value and gradients are
-    in the computing precision.
+    Value and gradients are in the computing precision.
 
     With ``form.drop`` = t > 0, entries p_ij < t (j != y) are left out of the gradients where that leaves at most 3 %
     of a chunk. What is left out of row i sums to delta_i <= min(C t, 1 - p_iy), and as dL/dz_ij = p_ij / N, the
     gradient in x_i is off by at most delta_i R_i max_j C_j / (N r_i), that in W_j by sum_i R_i C_j t / (N ||W_j||).
     """
+    features, weight, bias, scale, labels, correction = inputs
     need_x, need_w, need_b, need_s = needs
     dtype = computing_dtype(features, weight)
     x_all, scale = features.to(dtype), scale.to(dtype)
@@ -277,23 +284,15 @@ def _onto_features(gx: Tensor, z: Tensor, part: slice, weight: Tensor, inverse: 
 
 class _FusedMarginSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        scale: Tensor,
-        labels: Tensor,
-        correction: Tensor | None,
-        form: Form,
-    ) -> Tensor:
+    def forward(ctx: Any, form: Form, *tensors: Any) -> Tensor:
         # the warm-up changes its buffers in place; a second backward pass needs what this forward pass saw
-        scale, form = scale.clone(), form._replace(strength=form.strength.clone())
-        needs = tuple(ctx.needs_input_grad[:4])
-        with full_precision(features):
-            value, gradients = value_and_gradients(features, weight, bias, scale, labels, correction, form, needs)
+        inputs = Inputs(*tensors)
+        inputs, form = inputs._replace(scale=inputs.scale.clone()), form._replace(strength=form.strength.clone())
+        needs = tuple(ctx.needs_input_grad[1:5])
+        with full_precision(inputs.features):
+            value, gradients = value_and_gradients(inputs, form, needs)
         if any(needs):
-            ctx.save_for_backward(features, weight, bias, scale, labels, correction)
+            ctx.save_for_backward(*inputs)
             ctx.form, ctx.gradients = form, gradients
         return value
 
@@ -306,31 +305,23 @@ class _FusedMarginSoftmax(torch.autograd.Function):
             )
         # Nothing else holds the gradients once they are returned, so autograd takes the weights' as it is.
         gradients, ctx.gradients = ctx.gradients, None
-        inputs: tuple[Any, Any, Any, Any, Any, Any] = ctx.saved_tensors
+        inputs = Inputs(*ctx.saved_tensors)
         if gradients is None:
-            with full_precision(inputs[0]):
-                _, gradients = value_and_gradients(*inputs, ctx.form, tuple(ctx.needs_input_grad[:4]))
+            with full_precision(inputs.features):
+                _, gradients = value_and_gradients(inputs, ctx.form, tuple(ctx.needs_input_grad[1:5]))
         # on the CPU it costs nothing to see that the factor is 1; on a GPU it costs less to multiply
         one = grad_output.device.type == "cpu" and grad_output.item() == 1.0
         # multiplied in the computing precision, then rounded: a loss scale may exceed the range of half precision
         handed = [
             None if gradient is None else (gradient if one else gradient.mul_(grad_output)).to(tensor.dtype)
-            for gradient, tensor in zip(gradients, inputs, strict=False)
+            for gradient, tensor in zip(gradients, ctx.saved_tensors, strict=False)
         ]
-        return (*handed, None, None, None)
+        return (None, *handed, None, None)
 
 
-def fused_margin_softmax(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor,
-    labels: Tensor,
-    form: Form,
-    correction: Tensor | None = None,
-) -> Tensor:
+def fused_margin_softmax(inputs: Inputs, form: Form) -> Tensor:
     """Mean margin-softmax loss, a scalar, whose backward pass is the closed form; see :func:`value_and_gradients`."""
     if not torch.is_grad_enabled():
-        with full_precision(features):
-            return value_and_gradients(features, weight, bias, scale, labels, correction, form, (False,) * 4)[0]
-    return _FusedMarginSoftmax.apply(features, weight, bias, scale, labels, correction, form)
+        with full_precision(inputs.features):
+            return value_and_gradients(inputs, form, (False,) * 4)[0]
+    return _FusedMarginSoftmax.apply(form, *inputs)
