@@ -13,10 +13,8 @@ than 3 % of the probabilities are larger, as those of random features at 2^-24, 
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -168,11 +166,9 @@ def one_size(classes: int, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All sizes and the errors; with --output a figure of time and memory against the number of classes."""
+    """All sizes and the errors."""
     error = precision.measured(arguments.error_classes, arguments.dim)
     sizes = [one_size(classes, arguments) for classes in arguments.classes]
-    if arguments.output is not None:
-        draw(sizes, arguments.output / "heads.png")
     keys = ("batch", "dim", "rounds")
     return {
         **{key: getattr(arguments, key) for key in keys},
@@ -180,38 +176,3 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "error": error,
         "sizes": sizes,
     }
-
-
-def draw(sizes: list[dict[str, Any]], path: Path) -> None:
-    """Seconds a step (each kind of features) and MiB above the weights against the number of classes, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from reprolib import plots
-
-    plots.use_theme()
-    kinds = list(dict.fromkeys(entry["features"] for size in sizes for entry in size["timed"]))
-    panels: list[tuple[str, str, dict[str, list[float]]]] = []
-
-    def add(title: str, label: str, values: list[dict[str, float | None]]) -> None:
-        names = list(dict.fromkeys(name for entry in values for name in entry))
-        lines = {name: [entry.get(name) or math.nan for entry in values] for name in names}
-        panels.append((title, label, {name: line for name, line in lines.items() if not all(map(math.isnan, line))}))
-
-    for kind in kinds:
-        entries: list[dict[str, Any]] = [
-            next((t["seconds"] for t in size["timed"] if t["features"] == kind), {}) for size in sizes
-        ]
-        add(f"{kind} features", "seconds a step", [{n: v["median"] for n, v in entry.items()} for entry in entries])
-    add(
-        "memory", "MiB above W and its gradient", [{n: p.get("above_mib") for n, p in s["peak"].items()} for s in sizes]
-    )
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.2), squeeze=False)
-    classes = [size["classes"] for size in sizes]
-    for ax, (title, label, lines) in zip(axes[0], panels, strict=True):
-        plots.curves(classes, lines, ax=ax, title=title, xlabel="classes C", ylabel=label, logx=True, logy=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    plt.close(figure)

@@ -22,8 +22,8 @@ SMALL = ("heads", "--batch", "8", "--dim", "8", "--rounds", "2", "--error-classe
 
 
 @pytest.mark.slow
-def test_all_heads_in_one_run(in_process, capsys, tmp_path):
-    result = heads.run(options(*SMALL, "--classes", "30", "--output", str(tmp_path)))
+def test_all_heads_in_one_run(in_process, capsys):
+    result = heads.run(options(*SMALL, "--classes", "30"))
     assert [size["classes"] for size in result["sizes"]] == [30]
     for size in result["sizes"]:
         assert [entry["features"] for entry in size["timed"]] == ["random", "trained"]
@@ -37,7 +37,6 @@ def test_all_heads_in_one_run(in_process, capsys, tmp_path):
                 assert values == pytest.approx([values[0]] * len(values), rel=1e-3)
         assert all("failed" not in entry for entry in size["peak"].values())
     assert "floor of three products" in capsys.readouterr().err
-    assert (tmp_path / "heads.png").read_bytes().startswith(b"\x89PNG")
     json.dumps(result, allow_nan=False)
 
 
