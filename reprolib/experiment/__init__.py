@@ -20,6 +20,7 @@ import torch
 
 from .cache import CachedFunction, RunCache, seed_everything
 from .claims import load_claims
+from .exercises import Grade
 from .fingerprint import UnreadableError
 from .parameters import device_name, literal_names, notebook_literals, resolve
 from .paths import UsageError, cache_folder, results_folder, write_atomically
@@ -44,7 +45,7 @@ class Experiment:
     """One run of one notebook; made by `start`.
 
     Attributes: `parameters` (namespace of the final values), `profile`, `device` (torch.device), `seeds`
-    (tuple of int), `workers` (runs at the same time), `record`.
+    (tuple of int), `workers` (runs at the same time), `record`, `grade` (of the answers to exercises).
     """
 
     def __init__(self, notebook: str, parameters: Mapping[str, Any], device: torch.device) -> None:
@@ -54,6 +55,7 @@ class Experiment:
         self.seeds: tuple[int, ...] = tuple(parameters.get("seeds", ()))
         self.device = device
         self.record = Record()
+        self.grade = Grade()
         self.workers = worker_count(self.profile, device)
         if self.workers > 1:
             # They come up while the notebook is still deriving and checking, which takes one core.
@@ -75,7 +77,7 @@ class Experiment:
         seeds = [f"seeds {', '.join(map(str, self.seeds))}"] if self.seeds else []
         return " | ".join([self.notebook, *shown, *seeds])
 
-    def cached(self, function: Callable[..., Any] | None = None, *, name: str | None = None) -> Any:
+    def cached(self, function: Callable[..., Any] | None = None, *, name: str | None = None, lines: bool = True) -> Any:
         """A decorator for functions whose result is kept, in any notebook: `@run.cached` or `@run.cached(name="...")`.
 
         A call of the decorated function gives what the function gave before with the same arguments, code and contents
@@ -83,12 +85,12 @@ class Experiment:
         dictionary of tensors, numbers, text, lists and dictionaries; tensors come back on the CPU. Inside it the global
         generators are seeded by name and arguments. The name, by default the function's, is that of the file. At
         profiles `full` and `paper` each run leaves a line in `<profile>/runs/NN.jsonl`, from which it is also resumed
-        (see `runs`).
+        (see `runs`), unless `lines` is False.
         Raises TypeError for what has no content (an open file, a lock, a generator in progress), by its name.
         """
         if function is None:
-            return functools.partial(self.cached, name=name)
-        return CachedFunction(function, name or function.__name__, self._cache)
+            return functools.partial(self.cached, name=name, lines=lines)
+        return CachedFunction(function, name or function.__name__, functools.partial(self._cache.get, lined=lines))
 
     def ahead(self, function: Callable[..., Any], rows: Iterable[Any]) -> None:
         """Make the cached runs that `function(*row)` will ask for, `workers` at a time, and drop what it returns.
@@ -110,8 +112,8 @@ class Experiment:
         return _Settings(**dict.fromkeys([*unread, "device", "workers"]), **named)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker needs, all but the record: checks and claims are decided in the notebook's own process."""
-        return {**vars(self), "record": Record(), "_unsubscribe": None}
+        """What a worker needs: checks, claims and answers to exercises are decided in the notebook's own process."""
+        return {**vars(self), "record": Record(), "grade": Grade(), "_unsubscribe": None}
 
     def judge(
         self, id: str, measured: Mapping[str, Any] | None = None, seeds: Sequence[int] = (), **values: Any

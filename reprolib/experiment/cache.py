@@ -69,19 +69,22 @@ class RunCache:
             raise TypeError(f"the cached run {name!r} cannot be told from others: {error}") from error
         return RunKey(settings, run, _sha256(run, *self.machine))
 
-    def get(self, name: str, config: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def get(
+        self, name: str, config: Mapping[str, Any], compute: Callable[[], dict[str, Any]], lined: bool = True
+    ) -> dict[str, Any]:
         """The stored value of this run, or `compute()` of it, stored first.
 
         The value is a dictionary of tensors, arrays, numbers, text, lists and dictionaries; it comes back
         with tensors on the CPU whether it was computed or loaded. The random numbers of `compute` depend on
         the name and the configuration only, and the state of the global generators is the same after either.
-        Raises TypeError.
+        lined: whether the run leaves a line, if runs here do. Raises TypeError.
         """
+        lines = self.lines if lined else None
         key = self.key(name, config, compute)
         file = Checkpoint(self.folder / f"{name}-{key.stored[:32]}.pt", {"key": key.stored}, ())
         value = _load(file)
-        if value is None and self.lines is not None:
-            value = self.lines.value(key.run)
+        if value is None and lines is not None:
+            value = lines.value(key.run)
         if self.only_stored:
             if value is None:
                 raise NotStoredError(f"the run {name!r} with these settings is not stored")
@@ -96,8 +99,8 @@ class RunCache:
                 file.write({"value": value})
             except OSError as error:
                 print(f"reprolib: this run is not kept: {file.path}: {one_line(error)}", file=sys.stderr)
-        if self.lines is not None:
-            self.lines.add(key.run, name, config, value)
+        if lines is not None:
+            lines.add(key.run, name, config, value)
         return value
 
     def has_all(self, call: Callable[[], Any]) -> bool:
@@ -119,9 +122,9 @@ class CachedFunction:
     Made by `Experiment.cached`. Called as the function is; `function` is the one without a cache.
     """
 
-    def __init__(self, function: Callable[..., dict[str, Any]], name: str, cache: RunCache) -> None:
+    def __init__(self, function: Callable[..., dict[str, Any]], name: str, get: Callable[..., dict[str, Any]]) -> None:
         functools.update_wrapper(self, function)
-        self.function, self.name, self._cache = function, name, cache
+        self.function, self.name, self._get = function, name, get
 
     @property
     def fingerprint_as(self) -> Callable[..., dict[str, Any]]:
@@ -131,7 +134,7 @@ class CachedFunction:
         bound = inspect.signature(self.function).bind(*arguments, **named)
         bound.apply_defaults()
         compute = functools.partial(self.function, *bound.args, **bound.kwargs)
-        return self._cache.get(self.name, bound.arguments, compute)
+        return self._get(self.name, bound.arguments, compute)
 
 
 def _sha256(*parts: str) -> str:

@@ -149,6 +149,12 @@ def test_the_runs_of_full_and_paper_leave_lines(suite, monkeypatch, profile, exp
     def made(seed):
         return {"x": seed}
 
+    @run.cached(lines=False)
+    def silent(seed):
+        return {"x": -seed}
+
+    assert silent(1) == {"x": -1}
+    assert not runs_file("90_fixture", profile).exists()
     assert made(1) == {"x": 1}
     run.close()
     assert runs_file("90_fixture", profile).exists() == expected

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
@@ -20,9 +22,8 @@ from reprolib.experiment.runner import run_notebooks
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-each = pytest.mark.parametrize(
-    "path", [pytest.param(path, marks=pytest.mark.notebook_group(path.stem), id=path.stem) for path in NOTEBOOKS]
-)
+# By this id the top conftest.py has them follow the cells of the notebook, in the same worker.
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 TOP = {"notebook", "profile", "parameters", "environment", "seconds", "checks", "claims", "findings", "tables"}
 CHECK = {"id", "statement", "source", "kind", "measured", "tolerance", "passed", "detail"}
@@ -84,6 +85,22 @@ def check_schema(document: dict[str, Any], name: str) -> None:
         assert all(len(row) == len(table["columns"]) for row in table["rows"]), table["id"]
 
 
+def check_exercises(executed: Path) -> None:
+    """Stubs are not answered yet, and for every one of them there is a solution that is graded right."""
+    graded: dict[str, list[str]] = {"exercise": [], "solution": []}
+    for cell in nbformat.read(executed, as_version=4).cells:
+        for tag in graded.keys() & set(cell.metadata.get("tags", [])):
+            told = "".join(output.get("text", "") for output in cell.outputs).splitlines()
+            calls = re.findall(r"^grade\(\"(.+?)\"", cell.source, flags=re.MULTILINE)
+            assert calls, cell.source
+            expected = ["not answered yet"] * len(calls) if tag == "exercise" else ["right"] * len(calls)
+            assert [line.partition(" (")[0] for line in told] == [
+                f"{id}: {verdict}" for id, verdict in zip(calls, expected, strict=True)
+            ], cell.source
+            graded[tag] += calls
+    assert sorted(graded["exercise"]) == sorted(graded["solution"])
+
+
 @each
 def test_record_is_complete_and_the_same_from_another_folder_with_an_empty_cache(path, tmp_path, monkeypatch):
     # nbval ran the cells a moment ago, if notebooks are collected: then this is the second run, else the first of two.
@@ -97,6 +114,7 @@ def test_record_is_complete_and_the_same_from_another_folder_with_an_empty_cache
     monkeypatch.chdir(elsewhere)
     monkeypatch.setenv("REPROLIB_CACHE", str(tmp_path / "cache"))
     second = run(path, tmp_path / "second")
+    check_exercises(tmp_path / "second" / "smoke" / path.name)
     for document in (first, second):
         del document["seconds"], document["environment"]
     assert differences(first, second) == []
@@ -121,3 +139,39 @@ def test_an_unknown_parameter_is_refused_by_a_bare_papermill(tmp_path, monkeypat
     with pytest.raises(PapermillExecutionError, match="unknown parameter 'nosuch'"):
         papermill.execute_notebook(copy, None, parameters={"nosuch": 1}, progress_bar=False, **options)
     assert not (tmp_path / "results").exists()
+
+
+def executed(path: Path, *cells: tuple[str, str, str]) -> Path:
+    """A notebook of code cells (tag, source, what it printed)."""
+    made = []
+    for tag, source, printed in cells:
+        output = nbformat.v4.new_output("stream", name="stdout", text=printed)
+        made.append(nbformat.v4.new_code_cell(source, metadata={"tags": [tag]}, outputs=[output]))
+    nbformat.write(nbformat.v4.new_notebook(cells=made), path)
+    return path
+
+
+STUB = ("exercise", 'def yours(x):\n    raise NotImplementedError\n\n\ngrade("5.1", yours)', "5.1: not answered yet\n")
+SOLUTION = ("solution", 'grade("5.1", lambda x: x)', "5.1: right (largest difference 0e+00)\n")
+
+
+def test_exercises_with_their_solutions_pass(tmp_path):
+    check_exercises(executed(tmp_path / "x.ipynb", STUB, SOLUTION))
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        (STUB,),
+        (SOLUTION,),
+        (STUB, (*SOLUTION[:2], "5.1: not right yet: largest difference 1, allowed 1e-09\n")),
+        (STUB, (*SOLUTION[:2], "5.1: not answered yet\n")),
+        (STUB, (*SOLUTION[:2], "")),
+        ((*STUB[:2], SOLUTION[2]), SOLUTION),
+        (STUB, ("solution", "yours = None", ""), SOLUTION),
+    ],
+    ids=["no-solution", "no-stub", "wrong", "unanswered", "silent", "stub-solved", "ungraded"],
+)
+def test_an_exercise_that_is_not_solved_fails(tmp_path, cells):
+    with pytest.raises(AssertionError):
+        check_exercises(executed(tmp_path / "x.ipynb", *cells))
