@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +16,10 @@ _BLOCK = 1 << 22  # cosines, or feature values, held at once
 _HALF_UNIT = 2.0**-9  # largest relative error of rounding to bfloat16
 
 
-def _units(values: Array, name: str, like: torch.Tensor | None = None) -> torch.Tensor:
-    """Unit rows, on the device and in the dtype of `like` (else float32, or float64 for float64)."""
+def _units(values: Array, name: str) -> torch.Tensor:
+    """Unit rows in float32, or float64 for float64."""
     rows = row_tensor(values)
-    if like is None:
-        return unit_rows(rows.to(torch.float64 if rows.dtype == torch.float64 else torch.float32), name)
-    return unit_rows(rows.to(like), name)
+    return unit_rows(rows if rows.dtype == torch.float64 else rows.float(), name)
 
 
 def _screening_dtype(probes: torch.Tensor) -> torch.dtype:
@@ -102,10 +100,6 @@ def _rivals(
     return ahead
 
 
-def _below(counts: torch.Tensor, limit: int) -> torch.Tensor:
-    return torch.nonzero(counts < limit)[:, 0]
-
-
 @torch.no_grad()
 def distractor_identification(
     probes: Array,
@@ -131,11 +125,8 @@ def distractor_identification(
 
     Wilson interval on the P trials; trials that share an image are not independent, it is then too narrow.
     """
-    probes, mates, distractors = (
-        feature_rows(probes, "probes"),
-        feature_rows(mates, "mates"),
-        feature_rows(distractors, "distractors"),
-    )
+    probes, mates = feature_rows(probes, "probes"), feature_rows(mates, "mates")
+    distractors = feature_rows(distractors, "distractors")
     if probes.shape != mates.shape or probes.shape[1] != distractors.shape[1]:
         raise ValueError(
             f"probes and mates must be (P, d) and distractors (N, d), got {tuple(probes.shape)}, "
@@ -148,15 +139,17 @@ def distractor_identification(
     if not wanted:
         raise ValueError("sizes must not be empty")
     probes = _units(probes, "probes")
-    mates = _units(mates, "mates", like=probes)
+    mates = unit_rows(row_tensor(mates).to(probes), "mates")
     mate = (probes * mates).sum(dim=1)
     ahead = torch.zeros(len(probes), dtype=torch.int64, device=probes.device)
     hits: dict[int, int] = {}
     start = 0
+
+    def undecided() -> torch.Tensor:  # a probe with k rivals has failed for good
+        return torch.nonzero(ahead < k)[:, 0]
+
     for size in sorted(set(wanted)):
-        # a probe with k rivals has failed for good
-        left = partial(_below, ahead, k)
-        for rows, cosines, chunk in _products(probes, distractors, start, size, left, _screening_dtype(probes)):
+        for rows, cosines, chunk in _products(probes, distractors, start, size, undecided, _screening_dtype(probes)):
             ahead[rows] += _rivals(cosines, mate[rows], probes[rows], mates[rows], chunk, k)
         hits[size] = int((ahead < k).sum())
         start = size
@@ -167,7 +160,7 @@ def distractor_identification(
 @torch.no_grad()
 def distractor_verification(
     genuine: Array, probes: Array, distractors: Array, far: float | Sequence[float], *, level: float = 0.95
-) -> Estimate | list[Estimate]:
+) -> Any:
     """`tar_at_far(genuine, c, far)`, c the cosines of all `probes` (P, d) with all `distractors` (N, d).
 
     MegaFace's verification: TAR at FAR = 1e-6 over billions of impostor pairs, which are made block by block
@@ -191,8 +184,8 @@ def distractor_verification(
     held, floor = 0, -np.inf
     everyone = torch.arange(len(probes), device=probes.device)
     for _, cosines, _ in _products(probes, distractors, 0, len(distractors), lambda: everyone):
-        part = cosines[cosines.amax(dim=1) > floor]
-        part = part[part > floor].cpu().numpy()
+        reaching = cosines[cosines.amax(dim=1) > floor]
+        part = reaching[reaching > floor].cpu().numpy()
         parts.append(part)
         held += len(part)
         if held > keep + _BLOCK:
