@@ -112,6 +112,8 @@ def execute(
         iopub_timeout=60,
         raise_on_iopub_timeout=True,
         record_timing=False,
+        # What a cell prints may come in parts, as the processor has time.
+        coalesce_streams=True,
         log=silent,
     )
     at, count = "the start of the kernel", 0
