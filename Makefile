@@ -26,7 +26,7 @@ reproduce: data
 	$(RUN) -m reprolib run --profile auto
 
 test: data
-	$(RUN) -m pytest --numprocesses=$(WORKERS) --maxprocesses=4 --dist=loadgroup --no-loadscope-reorder
+	$(RUN) -m pytest --numprocesses=$(WORKERS) --maxprocesses=4 --no-loadscope-reorder
 
 test-slow: data
 	$(RUN) -m pytest -m slow tests

@@ -20,6 +20,7 @@ for _name, _value in same_kernels().items():
     os.environ.setdefault(_name, _value)
 
 ROOT = Path(__file__).resolve().parent
+_NOTEBOOKS = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
 _VARIABLES = ("REPROLIB_PROFILE", "REPROLIB_RESULTS", "REPROLIB_CACHE", "REPROLIB_RUNS", "PYTHONPATH")
 
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
@@ -32,29 +33,40 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
         collector.skip_compare += ("stderr",)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Notebooks first, they take longest; then the tests that look at their records, in the same worker.
-
-    A test with `notebook_group(name)` follows the cells of that notebook; the other tests of a file stay together.
-    """
-    groups = {item: _group(item) for item in items}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Notebooks first, they take longest; then the tests that look at their records, behind the cells of each."""
     notebooks = {item.path.stem for item in items if item.path.suffix == ".ipynb"}
 
     def place(item: pytest.Item) -> tuple[bool, str, bool]:
-        follows = groups[item] in notebooks
-        return (not follows, groups[item] if follows else "", item.path.suffix != ".ipynb")
+        group = _group(item.nodeid)
+        follows = group in notebooks
+        return (not follows, group if follows else "", item.path.suffix != ".ipynb")
 
     items.sort(key=place)
 
 
-def _group(item: pytest.Item) -> str:
-    if item.path.suffix == ".ipynb":
-        return item.path.stem
-    marker = item.get_closest_marker("notebook_group")
-    return marker.args[0] if marker else str(item.path)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """One worker runs all cells of a notebook and the tests of its record; the other tests of a file stay together.
+
+    By the name of the test alone: the marks of `--dist=loadgroup` are not seen by pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return ByGroup(config, log)
+
+
+def _group(nodeid: str) -> str:
+    """'02_normface' for 'notebooks/02_normface.ipynb::Cell 3' and 'tests/x.py::test_name[02_normface]', or the file."""
+    file, _, test = nodeid.partition("::")
+    if file.endswith(".ipynb"):
+        return Path(file).stem
+    parameter = test.partition("[")[2].removesuffix("]")
+    return parameter if parameter in _NOTEBOOKS else file
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: `python -m benchmarks {heads,miners,search,tar,popular,partial_fc,toy,table}`."""
+"""Command line of the benchmarks: `python -m benchmarks {heads,miners,search,tar,popular,partial_fc,table}`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import torch
 
-from benchmarks import heads, miners, partial_fc, popular, search, table, tar, toy
+from benchmarks import heads, miners, partial_fc, popular, search, table, tar
 from reprolib.data.files import write_atomic
 
 BENCHES = {
@@ -21,7 +21,6 @@ BENCHES = {
     "tar": tar,
     "popular": popular,
     "partial_fc": partial_fc,
-    "toy": toy,
 }
 
 
@@ -40,9 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         documentation = (bench.__doc__ or "").strip()
         command = commands.add_parser(name, help=documentation.splitlines()[0], description=documentation)
         bench.add_arguments(command)
-        command.add_argument(
-            "--output", type=Path, metavar="DIR", help="folder for NAME.json and figures (default: none)"
-        )
+        command.add_argument("--output", type=Path, metavar="DIR", help="folder for NAME.json (default: none)")
         command.add_argument("--threads", type=int, metavar="N", help="torch's threads (default: one a core)")
     command = commands.add_parser("table", help="the README's table from the files of a folder")
     command.add_argument("folder", type=Path, metavar="DIR", help="folder with NAME.json, such as reference/bench")

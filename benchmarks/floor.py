@@ -1,8 +1,9 @@
 """What three matrix products cost: logits, gradient of the features, gradient of the weights.
 
 A dense exact head cannot avoid them. The floor of a round is, for each of the three, the fastest of the ways at hand:
-torch with new outputs, torch and NumPy (another matrix library) into outputs that are there already, and torch by rows
-of the batch, so that a chunk of logits stays in the cache. A backward pass that leaves out entries of the logits'
+torch with new outputs, torch and NumPy (another matrix library) into outputs that are there already, torch by rows of
+the batch, so that a chunk of logits stays in the cache, and oneDNN by rows of the batch and blocks of classes, the
+logits transposed. A backward pass that leaves out entries of the logits'
 gradient, with a bound on what it drops, can be below it.
 """
 
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.kit import Spread, spread
+from reprolib.losses.products import ONEDNN, put_product
 
 PRODUCTS = ("logits", "features", "weight")
 PLAIN = "torch"
+CLASS_BLOCK = 2_048
 
 
 def products(
@@ -55,7 +58,28 @@ def products(
 
         for product, function in zip(PRODUCTS, (logits, by_features, by_weight), strict=True):
             made[f"{product}, {size} rows"] = function
+        if ONEDNN:
+            blocks = [slice(begin, begin + CLASS_BLOCK) for begin in range(0, len(w), CLASS_BLOCK)]
+            ways = _by_onednn(x, w, z.view(-1)[: len(w) * min(size, len(x))].view(len(w), -1), dx, dw, parts, blocks)
+            made |= {f"{product}, oneDNN, {size} rows": way for product, way in zip(PRODUCTS, ways, strict=True)}
     return made
+
+
+def _by_onednn(
+    x: Tensor, w: Tensor, z: Tensor, dx: Tensor, dw: Tensor, parts: list[slice], blocks: list[slice]
+) -> tuple[Callable[[], object], ...]:
+    """The three products by the function that the head uses; `z` (C, n) holds the logits of one chunk."""
+
+    def each(product: Callable[[slice, slice, Tensor], object]) -> Callable[[], object]:
+        return lambda: [
+            product(rows, block, z[block, : min(rows.stop, len(x)) - rows.start]) for rows in parts for block in blocks
+        ]
+
+    return (
+        each(lambda rows, block, e: put_product(e, w[block], x[rows], add=False)),
+        each(lambda rows, block, e: put_product(dx[rows], e.t(), w[block].t(), add=block.start > 0)),
+        each(lambda rows, block, e: put_product(dw[block], e, x[rows].t(), add=rows.start > 0)),
+    )
 
 
 def floors(seconds: Mapping[str, Sequence[float]]) -> tuple[list[float], list[float], dict[str, Spread]]:

@@ -24,6 +24,8 @@ import torch
 
 MIB = 2**20
 GIB = 2**30
+# Threads of one library go on spinning for a while after its work; the next one's work begins after this.
+PAUSE_SECONDS = 0.06
 Spread = dict[str, float]
 
 
@@ -48,6 +50,7 @@ def alternate(functions: Mapping[str, Callable[[], Any]], rounds: int, warm_up: 
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for round_ in range(-warm_up, rounds):
         for name, function in functions.items():
+            time.sleep(PAUSE_SECONDS)
             began = time.perf_counter()
             function()
             if round_ >= 0:

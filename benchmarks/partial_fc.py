@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks.kit import alternate, count, in_child, mebibytes, peak_above, ratio, ratios, show, spread
 from benchmarks.peers import make_batch, step
 from reprolib import losses, models, training
-from reprolib.data import LfwDataset, fold_split, lfw_pairs, load_lfw, people_by_fold
+from reprolib.data import LfwDataset, fold_split, lfw_pairs, load_lfw_grey, people_by_fold
 from reprolib.evaluation import PairList, mean_estimate, pair_cosines, read_pairs, roc_auc, verification_accuracy
 from reprolib.optim import SparseMomentumSGD
 from reprolib.training import TrainConfig
@@ -148,7 +148,7 @@ def run(
     Raises `DataUnavailable` without LFW.
     """
     seeds, dim, batch = arguments.seeds, arguments.dim, arguments.batch
-    faces = load_lfw(size=SIDE, grey=True) if faces is None else faces
+    faces = load_lfw_grey(SIDE) if faces is None else faces
     pairs = read_pairs(lfw_pairs()) if pairs is None else pairs
     if not 2 <= seeds <= pairs.fold_count:
         raise ValueError(f"the number of runs must be from 2 to {pairs.fold_count}, one a fold, got {seeds}")

@@ -80,6 +80,9 @@ class MetricLearningHead(nn.Module):
 HEADS: dict[str, Callable[[int, int], nn.Module]] = {
     "ours": lambda dim, classes: ArcFace(dim, classes, m=M, scale=S),
     "ours, reference": lambda dim, classes: ArcFace(dim, classes, m=M, scale=S, implementation="reference"),
+    # what is left out of the gradients, and how far off they are at most: reprolib.losses.fused.value_and_gradients
+    "ours, drop 2^-24": lambda dim, classes: ArcFace(dim, classes, m=M, scale=S, drop=2.0**-24),
+    "ours, drop 2^-12": lambda dim, classes: ArcFace(dim, classes, m=M, scale=S, drop=2.0**-12),
     "ours, Partial FC 0.1": lambda dim, classes: ArcFace(
         dim, classes, m=M, scale=S, sampler=PartialFC(0.1), sparse_grad=True
     ),
@@ -91,7 +94,8 @@ HEADS: dict[str, Callable[[int, int], nn.Module]] = {
 }
 PEERS = tuple(name for name in HEADS if not name.startswith("ours"))
 RAW_PEERS = ("raw softmax", CHUNKED)
-MARGINS = ("ours", "ours, reference", "insightface formulation", PML)
+DROPPING = ("ours, drop 2^-24", "ours, drop 2^-12")
+MARGINS = ("ours", "ours, reference", *DROPPING, "insightface formulation", PML)
 
 
 def missing(name: str) -> str | None:

@@ -2,7 +2,7 @@
 
 import sys
 
-from reprolib.data.datasets import fetch_command
+from reprolib.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(fetch_command("lfw", __doc__))
+    sys.exit(main(["fetch", "lfw", *sys.argv[1:]]))

@@ -140,11 +140,18 @@ def check_features(features: Tensor, name: str = "features", columns: int | None
     require(torch.isfinite(features).all(), lambda: f"{name} must be finite, got NaN or infinity")
 
 
-def check_labels(labels: Tensor, rows: int, num_classes: int | None = None) -> None:
-    """Raise unless `labels` is an int64 tensor (rows,); in 0 .. num_classes - 1 when that is given."""
+def check_batch(features: Tensor, labels: Tensor, num_classes: int | None = None, columns: int | None = None) -> None:
+    """`check_features` and `check_labels` of the samples of one batch."""
+    check_features(features, columns=columns)
+    check_labels(labels, len(features), num_classes)
+
+
+def check_labels(labels: Tensor, rows: int | None = None, num_classes: int | None = None) -> None:
+    """Raise unless `labels` is an int64 tensor (rows,), of any length if None; in 0 .. num_classes - 1 if given."""
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         kind = labels.dtype if isinstance(labels, Tensor) else f"{type(labels).__module__}.{type(labels).__name__}"
         raise TypeError(f"labels must be an int64 tensor of shape (N,), got {kind}")
+    rows = labels.numel() if rows is None else rows
     if labels.shape != (rows,):
         raise ValueError(f"labels must have shape ({rows},), one per feature, got {tuple(labels.shape)}")
     if num_classes is None:

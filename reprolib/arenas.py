@@ -28,9 +28,9 @@ from reprolib.evaluation import (
     all_pairs_cosines,
     angle_statistics,
     baselines,
-    dir_at_far,
-    equal_error_rate,
-    rank_k_identification,
+    exact_threshold,
+    judge,
+    pair_cosines,
     read_pairs,
     roc_auc,
     tar_at_far,
@@ -38,7 +38,6 @@ from reprolib.evaluation import (
 from reprolib.losses.mining import all_pairs, semi_hard_triplets
 from reprolib.training import TrainConfig, Trained
 
-FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 # images of one person among those whose pairs are all judged on LFW
 MOST_IMAGES = 20
 # of the ROC curve in a report: 1e-4 to 1, eight a decade
@@ -256,42 +255,21 @@ def fit_recipe(
 
 
 def unseen_metrics(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
-    """EER, AUC and the TAR at each of `FARS` over all pairs, shares in [0, 1]; FARs below 10 false accepts left out."""
-    genuine, impostor = all_pairs_cosines(embeddings, labels)
-    fars = [far for far in FARS if far * len(impostor) >= 10]
-    found = {"EER": float(equal_error_rate(genuine, impostor, replicates=2)), "AUC": float(roc_auc(genuine, impostor))}
-    rates = tar_at_far(genuine, impostor, fars) if fars else []
-    assert isinstance(rates, list)  # for a list of FARs
-    return found | {f"TAR@{far:.0e}".replace("e-0", "e-"): float(rate) for far, rate in zip(fars, rates, strict=True)}
+    """EER, AUC and TAR at each FAR by :func:`reprolib.evaluation.judge` over all pairs, shares in [0, 1]."""
+    return {name: float(value) for name, value in judge(embeddings, labels, identification=False).items()}
 
 
 def unseen_report(embeddings: Tensor, labels: Tensor) -> dict[str, Any]:
-    """`unseen_metrics` and more of the same embeddings, as plain numbers: what a table and its figures need of a run.
+    """All that `judge` measures and more of the same embeddings, as plain numbers: what a table and its figures need.
 
-    "curve": the TAR at each of `CURVE_FARS`; "rank-1": the first image of each person is the gallery, the others are
-    searched in it; "DIR@1e-1", "DIR@1e-2": every second person is enrolled, the others are the strangers, FARs below 10
-    strangers left out; "Intra", "Inter": degrees, as in Table 3 of ArcFace.
+    "curve": the TAR at each of `CURVE_FARS`; "Intra", "Inter": degrees, as in Table 3 of ArcFace.
     """
-    rows, people = nn.functional.normalize(embeddings.detach().cpu().double()), labels.cpu()
-    genuine, impostor = all_pairs_cosines(embeddings, labels)
-    first = torch.stack([(people == person).nonzero()[0, 0] for person in people.unique()])
-    others = torch.ones(len(people), dtype=torch.bool).index_fill(0, first, False)
-    angles = angle_statistics(rows, people)
-    # people with one image can be strangers, not enrolled
-    enrolled = first[people.bincount()[people[first]] > 1][::2]
-    probes = torch.ones(len(people), dtype=torch.bool).index_fill(0, enrolled, False)
-    strangers = int((probes & ~torch.isin(people, people[enrolled])).sum())
-    fars = [far for far in (1e-1, 1e-2) if far * strangers >= 10]
-    scores = rows[probes] @ rows[enrolled].T
-    found = {far: float(dir_at_far(scores, people[probes], people[enrolled], far)) for far in fars}  # type: ignore[arg-type]
-    closed = others & torch.isin(people, people[others])
-    rank1 = rank_k_identification(rows[closed] @ rows[first].T, people[closed], people[first])
-    return unseen_metrics(embeddings, labels) | {
-        "curve": [float(rate) for rate in tar_at_far(genuine, impostor, list(CURVE_FARS))],  # type: ignore[union-attr]
-        "rank-1": float(rank1),  # type: ignore[arg-type]
+    angles = angle_statistics(nn.functional.normalize(embeddings.detach().cpu().double()), labels)
+    curve = tar_at_far(*all_pairs_cosines(embeddings, labels), CURVE_FARS)
+    return {name: float(value) for name, value in judge(embeddings, labels).items()} | {
+        "curve": [float(rate) for rate in curve],
         "Intra": float(angles.intra),
         "Inter": float(angles.inter),
-        **{f"DIR@{far:.0e}".replace("e-0", "e-"): rate for far, rate in found.items()},
     }
 
 
@@ -375,21 +353,8 @@ def lfw_run(
     hyper = tuned("lfw", loss) if hyper is None else hyper
     trained = fit_recipe(recipe, loss, hyper, faces.train_images, faces.train_labels, seed=seed, **options)
     features = training.embed(trained.model, faces.test_images, 500, flip_sum=True)
-    unit = nn.functional.normalize(features.double())
-    scores = (unit[faces.pairs[:, 0]] * unit[faces.pairs[:, 1]]).sum(dim=1).cpu()
-    same = faces.same.cpu()
+    scores, same = pair_cosines(*features[faces.pairs.T]), faces.same.cpu().numpy()
     return measure(features[faces.judged], faces.test_labels[faces.judged]) | {
-        "accuracy": best_accuracy(scores, same),
+        "accuracy": float(((scores > exact_threshold(scores, same)) == same).mean()),
         "AUC of the pairs": float(roc_auc(scores[same], scores[~same])),
     }
-
-
-def best_accuracy(scores: Tensor, same: Tensor) -> float:
-    """Share of pairs that the best threshold for just these pairs calls right."""
-    order = scores.argsort(descending=True)
-    genuine = same[order].double().cumsum(0)
-    impostor = torch.arange(1, len(same) + 1) - genuine
-    # accept the first k pairs; cut only where the score changes
-    ends = torch.cat([scores[order].diff() != 0, torch.tensor([True])])
-    right = (genuine + (~same).sum() - impostor)[ends]
-    return max(float(right.max()), float((~same).sum())) / len(same)

@@ -6,12 +6,14 @@ Every network maps images (N, channels, height, width), uint8 in [0, 255] or flo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-NAMES = ("compact", "lenets++", "normface", "sphere4", "sphere4-bn", "residual")
+from reprolib._checks import check_choice, check_count
+
 # three halvings by pooling, the last 3 / 2 without padding, leave nothing of a smaller picture
 LEAST_SIDE = 12
 
@@ -80,35 +82,28 @@ def compact(
     return EmbeddingNet(convolutions, head, image_shape)
 
 
-def _stage(channels: int, width: int, kernel: int, depth: int, pool: nn.Module) -> list[nn.Module]:
+def _pooled_pairs(image_shape: tuple[int, int, int], kernel: int, *pools: nn.Module) -> nn.Sequential:
+    """Two convolutions of 32, then two of 64, then two of 128 channels with PReLU; one of ``pools`` after each two."""
     layers: list[nn.Module] = []
-    for _ in range(depth):
-        layers += [nn.Conv2d(channels, width, kernel, padding=kernel // 2), nn.PReLU(width)]
-        channels = width
-    return [*layers, pool]
+    channels = image_shape[0]
+    for width, pool in zip((32, 64, 128), pools, strict=True):
+        for _ in range(2):
+            layers += [nn.Conv2d(channels, width, kernel, padding=kernel // 2), nn.PReLU(width)]
+            channels = width
+        layers.append(pool)
+    return nn.Sequential(*layers)
 
 
 def lenets_plus_plus(embedding_dim: int = 2, image_shape: tuple[int, int, int] = (1, 28, 28)) -> EmbeddingNet:
     """LeNets++ (center loss, Table 1): (5,32)/1,2 x2, (5,64)/1,2 x2, (5,128)/1,2 x2, each pooled 2/2; PReLU."""
-    layers: list[nn.Module] = []
-    channels = image_shape[0]
-    for width in (32, 64, 128):
-        layers += _stage(channels, width, 5, 2, nn.MaxPool2d(2, 2))
-        channels = width
-    convolutions = nn.Sequential(*layers)
+    convolutions = _pooled_pairs(image_shape, 5, *(nn.MaxPool2d(2, 2) for _ in range(3)))
     head = nn.Sequential(nn.Linear(_flat_size(convolutions, image_shape), embedding_dim), nn.PReLU(embedding_dim))
     return EmbeddingNet(convolutions, head, image_shape)
 
 
 def normface_net(embedding_dim: int = 3, image_shape: tuple[int, int, int] = (1, 28, 28)) -> EmbeddingNet:
     """NormFace's MNIST net: 3x3 convolutions 32, 32, 64, 64, 128, 128 with PReLU, pooling 2/2, 2/2, 3/2, then FC."""
-    pools = (nn.MaxPool2d(2, 2), nn.MaxPool2d(2, 2), nn.MaxPool2d(3, 2))
-    layers: list[nn.Module] = []
-    channels = image_shape[0]
-    for width, pool in zip((32, 64, 128), pools, strict=True):
-        layers += _stage(channels, width, 3, 2, pool)
-        channels = width
-    convolutions = nn.Sequential(*layers)
+    convolutions = _pooled_pairs(image_shape, 3, nn.MaxPool2d(2, 2), nn.MaxPool2d(2, 2), nn.MaxPool2d(3, 2))
     head = nn.Sequential(nn.Linear(_flat_size(convolutions, image_shape), embedding_dim))
     return EmbeddingNet(convolutions, head, image_shape)
 
@@ -181,26 +176,27 @@ def residual(
     return EmbeddingNet(convolutions, head, image_shape)
 
 
+_BUILDERS: dict[str, Callable[[int, tuple[int, int, int]], EmbeddingNet]] = {
+    "compact": compact,
+    "lenets++": lenets_plus_plus,
+    "normface": normface_net,
+    "sphere4": sphere4,
+    "sphere4-bn": partial(sphere4, batch_norm=True),
+    "residual": residual,
+}
+NAMES = tuple(_BUILDERS)
+
+
 def build(name: str, embedding_dim: int, image_shape: tuple[int, int, int] = (1, 28, 28)) -> EmbeddingNet:
     """The network called ``name`` (one of ``NAMES``), initialised from the global generator.
 
     Raises:
         ValueError: for an unknown name, ``embedding_dim`` < 1, no channel or a side below 12 pixels.
     """
-    if embedding_dim < 1:
-        raise ValueError(f"the embedding dimension must be at least 1, got {embedding_dim}")
+    check_choice(name, "network", NAMES)
+    check_count(embedding_dim, "embedding_dim")
     if len(image_shape) != 3 or image_shape[0] < 1 or min(image_shape[1:]) < LEAST_SIDE:
         raise ValueError(
             f"image_shape must be (channels, height, width) with sides of at least {LEAST_SIDE}, got {image_shape}"
         )
-    if name == "compact":
-        return compact(embedding_dim, image_shape)
-    if name == "lenets++":
-        return lenets_plus_plus(embedding_dim, image_shape)
-    if name == "normface":
-        return normface_net(embedding_dim, image_shape)
-    if name in ("sphere4", "sphere4-bn"):
-        return sphere4(embedding_dim, image_shape, batch_norm=name == "sphere4-bn")
-    if name == "residual":
-        return residual(embedding_dim, image_shape)
-    raise ValueError(f"unknown network {name!r}; allowed are {', '.join(NAMES)}")
+    return _BUILDERS[name](embedding_dim, image_shape)

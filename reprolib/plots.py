@@ -1,7 +1,8 @@
 """How it is shown: one theme, one class palette, one function per kind of figure.
 
 Every function draws on an ``Axes`` it is given (or makes one) and returns it, so that figures are composed in the
-notebooks and tested by their artists. Class i has the same colour in every notebook.
+notebooks and tested by their artists. ``labels`` are properties of the axes: title, xlabel, ylabel. Class i has the
+same colour in every notebook.
 """
 
 from __future__ import annotations
@@ -70,6 +71,19 @@ def _axes(ax: Axes | None) -> Axes:
     return plt.subplots()[1] if ax is None else ax
 
 
+def _points(features, labels, dim: int, normalize: bool, max_points: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most ``max_points`` of the features (N, dim), on the unit sphere if ``normalize``, with their labels."""
+    points, classes = _array(features), _array(labels)
+    if points.ndim != 2 or points.shape[1] != dim:
+        raise ValueError(f"features must have shape (N, {dim}), got {points.shape}")
+    if normalize:
+        points = points / np.linalg.norm(points, axis=1, keepdims=True)
+    if len(points) > max_points:
+        keep = np.random.default_rng(0).choice(len(points), max_points, replace=False)
+        points, classes = points[keep], classes[keep]
+    return points, classes
+
+
 def features_2d(
     features,
     labels,
@@ -87,14 +101,7 @@ def features_2d(
     With ``normalize`` the features are drawn on the unit circle, where only their angles remain.
     """
     ax = _axes(ax)
-    points, classes = _array(features), _array(labels)
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"features must have shape (N, 2), got {points.shape}")
-    if normalize:
-        points = points / np.linalg.norm(points, axis=1, keepdims=True)
-    if len(points) > max_points:
-        keep = np.random.default_rng(0).choice(len(points), max_points, replace=False)
-        points, classes = points[keep], classes[keep]
+    points, classes = _points(features, labels, 2, normalize, max_points)
     present = np.unique(classes)
     for value in present:
         chosen = points[classes == value]
@@ -124,15 +131,9 @@ def class_legend(ax: Axes, classes: Iterable[int], names: Sequence[str] | None =
 
 def features_on_sphere(features, labels, *, ax: Any = None, title: str = "", max_points: int = 2500) -> Axes:
     """3-D features (N, 3), normalised, on the unit sphere (``ax`` must be a 3-D axes if given)."""
-    points, classes = _array(features), _array(labels)
-    if points.ndim != 2 or points.shape[1] != 3:
-        raise ValueError(f"features must have shape (N, 3), got {points.shape}")
+    points, classes = _points(features, labels, 3, True, max_points)
     if ax is None:
         ax = plt.figure(figsize=(5, 5)).add_subplot(projection="3d")
-    points = points / np.linalg.norm(points, axis=1, keepdims=True)
-    if len(points) > max_points:
-        keep = np.random.default_rng(0).choice(len(points), max_points, replace=False)
-        points, classes = points[keep], classes[keep]
     azimuth, height = np.mgrid[0 : 2 * np.pi : 25j, 0 : np.pi : 13j]
     mesh = (np.cos(azimuth) * np.sin(height), np.sin(azimuth) * np.sin(height), np.cos(height))
     ax.plot_wireframe(*mesh, color="#BBBBBB", linewidth=0.3, alpha=0.6)
@@ -150,11 +151,9 @@ def curves(
     ys: Mapping[str, Sequence[float]],
     *,
     ax: Axes | None = None,
-    title: str = "",
-    xlabel: str = "",
-    ylabel: str = "",
     logx: bool = False,
     logy: bool = False,
+    **labels: str,
 ) -> Axes:
     """Lines y(x), one per name; colour and line style both differ, so that they survive grey printing."""
     ax = _axes(ax)
@@ -165,7 +164,7 @@ def curves(
         ax.set_xscale("log")
     if logy:
         ax.set_yscale("log")
-    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    ax.set(**labels)
     if len(ys) > 1:
         ax.legend()
     return ax
@@ -178,9 +177,7 @@ def sweep(
     ax: Axes | None = None,
     label: str | None = None,
     color: str | None = None,
-    title: str = "",
-    xlabel: str = "",
-    ylabel: str = "",
+    **labels: str,
 ) -> Axes:
     """Mean +- s.d. over seeds for each setting, every seed a dot; ``values`` has shape (settings, seeds).
 
@@ -198,56 +195,33 @@ def sweep(
     for column in table.T:
         ax.scatter(place, column, s=22, color=color, edgecolor="white", linewidths=0.6, zorder=3)
     ax.set_xticks(place, [str(setting) for setting in settings])
-    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    ax.set(**labels)
     if label is not None:
         ax.legend()
     return ax
 
 
-def score_histograms(
-    genuine,
-    impostor,
-    *,
-    ax: Axes | None = None,
-    title: str = "",
-    xlabel: str = "cosine similarity",
-    bins: int = 60,
-) -> Axes:
+def score_histograms(genuine, impostor, *, ax: Axes | None = None, bins: int = 60, **labels: str) -> Axes:
     """Densities of genuine and impostor scores (or angles) on common bins."""
     ax = _axes(ax)
-    same, different = _array(genuine), _array(impostor)
-    edges = np.histogram_bin_edges(np.concatenate([same, different]), bins=bins).tolist()
-    ax.hist(same, bins=edges, density=True, alpha=0.55, color=GENUINE_COLOR, label=f"genuine ({len(same):,})")
-    ax.hist(
-        different,
-        bins=edges,
-        density=True,
-        alpha=0.55,
-        color=IMPOSTOR_COLOR,
-        label=f"impostor ({len(different):,})",
-    )
-    ax.set(title=title, xlabel=xlabel, ylabel="density")
+    kinds = {"genuine": (_array(genuine), GENUINE_COLOR), "impostor": (_array(impostor), IMPOSTOR_COLOR)}
+    edges = np.histogram_bin_edges(np.concatenate([scores for scores, _ in kinds.values()]), bins=bins).tolist()
+    for name, (scores, color) in kinds.items():
+        ax.hist(scores, bins=edges, density=True, alpha=0.55, color=color, label=f"{name} ({len(scores):,})")
+    ax.set(**{"xlabel": "cosine similarity", "ylabel": "density"} | labels)
     ax.legend()
     return ax
 
 
-def roc(
-    curves_by_name: Mapping[str, tuple], *, ax: Axes | None = None, title: str = "", far_floor: float = 1e-4
-) -> Axes:
+def roc(curves_by_name: Mapping[str, tuple], *, ax: Axes | None = None, far_floor: float = 1e-4, **labels: str) -> Axes:
     """ROC curves (FAR, TAR arrays by name) with FAR on a log axis from ``far_floor`` to 1."""
     ax = _axes(ax)
     for index, (name, (far, tar)) in enumerate(curves_by_name.items()):
-        style = LINE_STYLES[index % len(LINE_STYLES)]
-        ax.step(
-            np.maximum(_array(far), far_floor),
-            _array(tar),
-            where="post",
-            color=class_color(index),
-            linestyle=style,
-            label=name,
-        )
+        color, style = class_color(index), LINE_STYLES[index % len(LINE_STYLES)]
+        reached = np.maximum(_array(far), far_floor)
+        ax.step(reached, _array(tar), where="post", color=color, linestyle=style, label=name)
     ax.set_xscale("log")
-    ax.set(xlim=(far_floor, 1.0), ylim=(0.0, 1.01), title=title, xlabel="FAR", ylabel="TAR")
+    ax.set(**{"xlim": (far_floor, 1.0), "ylim": (0.0, 1.01), "xlabel": "FAR", "ylabel": "TAR"} | labels)
     ax.legend(loc="lower right")
     return ax
 
@@ -271,10 +245,8 @@ def bands(
     ys: Mapping[str, Sequence[Sequence[float]]],
     *,
     ax: Axes | None = None,
-    title: str = "",
-    xlabel: str = "",
-    ylabel: str = "",
     logx: bool = False,
+    **labels: str,
 ) -> Axes:
     """Mean line of y(x) over seeds with its Student 95 % interval as a band; each of `ys` has shape (seeds, len(x))."""
     ax = _axes(ax)
@@ -290,7 +262,7 @@ def bands(
             ax.fill_between(x, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
     if logx:
         ax.set_xscale("log")
-    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    ax.set(**labels)
     return ax
 
 
@@ -299,9 +271,8 @@ def intervals(
     marks: Mapping[str, float] | None = None,
     *,
     ax: Axes | None = None,
-    title: str = "",
-    xlabel: str = "",
     mark_label: str = "",
+    **labels: str,
 ) -> Axes:
     """One line a name: (value, low, high) as a point with its interval, `marks` as a second symbol, 0 as a line."""
     ax = _axes(ax)
@@ -317,7 +288,7 @@ def intervals(
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.set(title=title, xlabel=xlabel)
+    ax.set(**labels)
     return ax
 
 

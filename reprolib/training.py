@@ -260,7 +260,7 @@ def train(
         labels: int64 (N,), same device.
         seed: fixes the order of the images and the augmentation.
         batches: has a length and gives in each pass (an epoch) that many index tensors (n,) int64, on the device of
-            the images: a `PKSampler`, a `CoupleSampler`, a list. If it has a `generator`, that is seeded anew at each
+            the images: a `PKSampler`, a list. If it has a `generator`, that is seeded anew at each
             epoch. None: all images in random order, `config.batch_size` a step.
         augment: `augment(batch, generator)` returns the batch that is trained on; after `config.flip` and
             `config.shift`.

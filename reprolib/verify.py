@@ -15,13 +15,14 @@ PAIRS is a list in the format of LFW's `pairs.txt` or a plain list of `name_a na
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
 import os
 import unicodedata
 import zipfile
-import zlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,47 +79,38 @@ def read_embeddings(path: str | os.PathLike[str]) -> tuple[np.ndarray, tuple[str
     Raises ValueError with one sentence if the file cannot be read, lacks an array, or holds wrong shapes or dtypes.
     What the rows hold is checked by `verify`, for those that it uses.
     """
-    path = Path(path)
+    what = str(path)
+    arrays = []
     try:
-        with path.open("rb") as stream:
+        with open(path, "rb") as stream:
             if not zipfile.is_zipfile(stream):
-                raise ValueError(f"{path} is not an .npz file, or it is truncated")
-        with np.load(path, allow_pickle=False) as archive:
-            key = next((key for key in ("names", "paths") if key in archive.files), None)
-            if "embeddings" not in archive.files or key is None:
-                held = ", ".join(archive.files) or "nothing"
-                raise ValueError(f"{path} must hold the arrays embeddings and names (or paths), but holds {held}")
-            embeddings, names = _member(archive, "embeddings", path), _member(archive, key, path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{path} is a damaged .npz file ({error})") from error
+                raise ValueError("it is not an .npz file, or it is truncated")
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as archive:
+                key = "names" if "names" in archive.files else "paths"
+                if not {"embeddings", key} <= set(archive.files):
+                    held = ", ".join(archive.files) or "nothing"
+                    raise ValueError(f"it must hold the arrays embeddings and names (or paths), but holds {held}")
+                for name in ("embeddings", key):
+                    what = f"{name} in {path}"
+                    arrays.append(np.asarray(archive[name]))
+        embeddings, names = arrays
+        if names.dtype.kind == "S":
+            names = np.char.decode(names, "utf-8")
+    # numpy, zipfile and zlib raise errors of many kinds for altered files
+    except Exception as error:
+        raise ValueError(f"{what} cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if embeddings.dtype.kind != "f" or embeddings.ndim != 2 or embeddings.size == 0:
         raise ValueError(
             f"embeddings in {path} must be floating point of shape (N, d), "
             f"got {embeddings.dtype} of shape {embeddings.shape}"
         )
-    if names.dtype.kind not in "US" or names.shape != embeddings.shape[:1]:
+    if names.dtype.kind != "U" or names.shape != embeddings.shape[:1]:
         raise ValueError(
             f"{key} in {path} must be {len(embeddings)} strings, one for each embedding, "
             f"got {names.dtype} of shape {names.shape}"
         )
-    if names.dtype.kind == "S":
-        try:
-            names = np.char.decode(names, "utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{key} in {path} are not UTF-8 ({error.reason})") from error
     return embeddings, tuple(names.tolist())
-
-
-def _member(archive: Any, name: str, path: Path) -> np.ndarray:
-    try:
-        array = archive[name]
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, MemoryError, SyntaxError) as error:
-        raise ValueError(f"{name} in {path} cannot be read ({error})") from error
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"{name} in {path} is not an array")
-    return array
 
 
 def image_key(name: str) -> str:
@@ -133,11 +125,11 @@ def rows_of(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
 
     Raises ValueError for images that are missing, or whose name or key several rows share.
     """
-    whole: dict[str, list[int]] = {}
-    keys: dict[str, list[int]] = {}
+    whole: dict[str, list[int]] = defaultdict(list)
+    keys: dict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(map(_composed, names)):
-        whole.setdefault(name, []).append(row)
-        keys.setdefault(image_key(name), []).append(row)
+        whole[name].append(row)
+        keys[image_key(name)].append(row)
     found = {name: whole.get(_composed(name)) or keys.get(image_key(_composed(name)), []) for name in set(wanted)}
     missing = sorted(name for name, rows in found.items() if not rows)
     if missing:
@@ -146,13 +138,8 @@ def rows_of(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
         )
     for name in wanted:
         if len(found[name]) > 1:
-            first, second = (names[row] for row in found[name][:2])
-            either = (
-                f"is the name of {len(found[name])} embeddings"
-                if first == second
-                else f"may be {first!r} or {second!r}"
-            )
-            raise ValueError(f"{name!r} in the pairs {either}")
+            several = " and ".join(repr(names[row]) for row in found[name][:2])
+            raise ValueError(f"{name!r} in the pairs may be each of {len(found[name])} embeddings, as of {several}")
     return np.array([found[name][0] for name in wanted])
 
 
@@ -183,36 +170,29 @@ def notes_on(pairs: PairList, first: np.ndarray, second: np.ndarray) -> tuple[st
     found = []
     counts = np.bincount(pairs.folds, minlength=pairs.fold_count)
     genuine = np.bincount(pairs.folds, weights=pairs.same, minlength=pairs.fold_count)
-    for kind, folds in (("genuine", np.flatnonzero(genuine == counts)), ("impostor", np.flatnonzero(genuine == 0))):
-        if len(folds):
-            hold = f"{_numbered(folds + 1)} {'hold' if len(folds) > 1 else 'holds'} {kind} pairs only"
-            found.append(f"{hold}, so that no threshold is judged on both kinds there; store the pairs fold by fold")
-    low, high = np.minimum(first, second), np.maximum(first, second)
-    kept, index = np.unique(np.stack((low, high)), axis=1, return_inverse=True)
-    times = np.bincount(index.ravel())
-    if kept.shape[1] < len(pairs):
-        repeated = int((times > 1).sum())
+    for kind, only in (("genuine", genuine == counts), ("impostor", genuine == 0)):
+        if only.any():
+            folds = ", ".join(map(str, np.flatnonzero(only) + 1))
+            found.append(
+                f"folds that hold {kind} pairs only: {folds}; no threshold is judged on both kinds there, store the "
+                "pairs fold by fold"
+            )
+    sorted_pairs = np.sort(np.stack((first, second)), axis=0)
+    different, index, times = np.unique(sorted_pairs, axis=1, return_inverse=True, return_counts=True)
+    if different.shape[1] < len(pairs):
         found.append(
-            f"{repeated} {'pairs are' if repeated > 1 else 'pair is'} listed more than once ({len(pairs)} lines, "
-            f"{kept.shape[1]} different pairs); the intervals and folds count each line as a pair of its own"
+            f"pairs listed more than once: {(times > 1).sum()} ({len(pairs)} lines, {different.shape[1]} different "
+            "pairs); the intervals and folds count each line as a pair of its own"
         )
     as_genuine = np.bincount(index.ravel(), weights=pairs.same)
     both = (as_genuine > 0) & (as_genuine < times)
     if both.any():
-        line = int(np.flatnonzero(both[index.ravel()])[0])
+        line = int(both[index.ravel()].argmax())
         found.append(
-            f"{int(both.sum())} {'pairs are' if both.sum() > 1 else 'pair is'} listed as genuine and as impostor, "
-            f"the first is {pairs.first[line]!r} with {pairs.second[line]!r}"
+            f"pairs listed as genuine and as impostor: {both.sum()}, the first is {pairs.first[line]!r} with "
+            f"{pairs.second[line]!r}"
         )
     return tuple(found)
-
-
-def _numbered(folds: np.ndarray) -> str:
-    """'fold 3', 'folds 1-5, 8'."""
-    runs = np.split(folds, np.flatnonzero(np.diff(folds) > 1) + 1)
-    return f"fold{'s' if len(folds) > 1 else ''} " + ", ".join(
-        f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs
-    )
 
 
 def verify(
@@ -236,9 +216,9 @@ def verify(
     scores = pair_cosines(first, second)
     fars = tuple(sorted(set(map(float, fars))))
     genuine, impostor = scores[pairs.same], scores[~pairs.same]
+    judged = functools.partial(verification_accuracy, same=pairs.same, folds=pairs.folds)
     accuracies: dict[str, VerificationResult | None] = {
-        convention: verification_accuracy(scores, pairs.same, pairs.folds, convention=convention)
-        for convention in ("exact", "sphereface", "facenet")
+        convention: judged(scores, convention=convention) for convention in ("exact", "sphereface", "facenet")
     }
     try:
         centred = centred_cosines(first, second, pairs.folds)
@@ -246,9 +226,7 @@ def verify(
         # an embedding that equals the mean of the training folds has no direction after centring
         accuracies["sphereface_centred"] = None
     else:
-        accuracies["sphereface_centred"] = verification_accuracy(
-            centred, pairs.same, pairs.folds, convention="sphereface"
-        )
+        accuracies["sphereface_centred"] = judged(centred, convention="sphereface")
     return Verification(
         pairs=pairs,
         dimension=embeddings.shape[1],
@@ -277,19 +255,17 @@ def summary(found: Verification) -> str:
         if result is not None:
             text = f"{result.accuracy.text(percent=True)} %, standard error {100 * result.standard_error:.2f}"
         rows.append((title, text))
-    rows += [
-        (f"TAR at FAR {far:g}", f"{tar.text(percent=True)} %") for far, tar in zip(found.fars, found.tars, strict=True)
-    ]
-    rows.append(("equal error rate", f"{found.equal_error_rate.text(percent=True)} %"))
+    rates = {f"TAR at FAR {far:g}": tar for far, tar in zip(found.fars, found.tars, strict=True)}
+    rates["equal error rate"] = found.equal_error_rate
+    rows += [(title, f"{rate.text(percent=True)} %") for title, rate in rates.items()]
     rows.append(("area under the ROC curve", found.auc.text(digits=5)))
     lines += [f"{title:<42}{text}" for title, text in rows]
     # of the four only the centred one can be missing
     exact = cast(VerificationResult, found.accuracies["exact"]).accuracy
-    measures = [exact, found.tars[0], found.equal_error_rate, found.auc]
-    names = ("accuracy", "TAR", "EER", "AUC")
-    methods = "; ".join(f"{name}: {measure.method}" for name, measure in zip(names, measures, strict=True))
+    measures = {"accuracy": exact, "TAR": found.tars[0], "EER": found.equal_error_rate, "AUC": found.auc}
+    methods = "; ".join(f"{name}: {measure.method}" for name, measure in measures.items())
     lines += ["", f"[ ] 95 % intervals ({methods})."]
-    if not all(measure.supported for measure in (*found.tars, found.equal_error_rate)):
+    if not all(rate.supported for rate in rates.values()):
         lines.append("* fewer than ten errors, or impostor scores above the threshold, stand behind this rate.")
     if not exact.supported:
         lines.append("* this accuracy has folds of one kind of pair only, see the note.")
@@ -362,13 +338,12 @@ def run(
         for kind, path in (("embeddings", embeddings), ("pairs", pairs))
     }
     document = json.dumps({"sources": sources, **as_document(found)}, indent=2, allow_nan=False, ensure_ascii=False)
+    files = {output / "verification.json": f"{document}\n".encode()}
+    remark = ""
     try:
-        picture = roc_png(found)
-        written = f"{output / 'verification.json'}, {output / 'roc.png'}"
+        files[output / "roc.png"] = roc_png(found)
     except ModuleNotFoundError as error:
-        picture = b""
-        written = f"{output / 'verification.json'}; for roc.png install the package {error.name}"
-    write_atomic(output / "verification.json", (document + "\n").encode("utf-8"))
-    if picture:
-        write_atomic(output / "roc.png", picture)
-    return f"{summary(found)}\n\nwritten: {written}"
+        remark = f"; for roc.png install the package {error.name}"
+    for path, content in files.items():
+        write_atomic(path, content)
+    return f"{summary(found)}\n\nwritten: {', '.join(map(str, files))}{remark}"

@@ -151,18 +151,6 @@ def test_metrics_are_those_of_all_pairs():
     assert arenas.unseen_metrics(many, kind)["TAR@1e-2"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_best_accuracy_tries_every_cut():
-    scores = torch.tensor([0.9, 0.8, 0.8, 0.4, 0.3, 0.1])
-    same = torch.tensor([True, True, False, True, False, False])
-    # accept .9 and both .8 and .4: 5 of 6; all other cuts 4 or fewer
-    best = max(
-        sum((s > t) == g for s, g in zip(scores.tolist(), same.tolist(), strict=True))
-        for t in [1.0, 0.85, 0.6, 0.35, 0.2, 0.0]
-    )
-    assert arenas.best_accuracy(scores, same) == best / 6 == 5 / 6
-    assert arenas.best_accuracy(torch.zeros(4), torch.tensor([True, False, False, False])) == 0.75
-
-
 def test_lfw_run_judges_the_fold():
     generator = torch.Generator().manual_seed(0)
     base = torch.randint(0, 256, (50, 1, 4, 4), generator=generator).repeat_interleave(4, 2).repeat_interleave(4, 3)

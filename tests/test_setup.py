@@ -23,7 +23,7 @@ from reprolib import _arithmetic
 ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = ("notebooks", "test", "bench", "dev")
 # What is imported under another name than its package's.
-PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "IPython": "ipython"}
+PACKAGES = {"xdist": "pytest-xdist", "sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "IPython": "ipython"}
 LIBRARY = ("losses", "theory", "data", "evaluation", "models.py", "training.py", "optim.py", "verify.py", "_checks.py")
 HEADLINE = {"jupyterlab", "torch", "torchvision", "matplotlib", "seaborn", "papermill", "nbval"}
 PYTHONS = ("3.10.0", "3.11.2", "3.11.7", "3.12.1", "3.13.0", "3.14.0")

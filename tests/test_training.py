@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from reprolib import models, training
-from reprolib.data import CoupleSampler, PKSampler
+from reprolib.data import PKSampler
 from reprolib.losses.center import CenterLoss, JointLoss
 from reprolib.losses.margin_softmax import ASoftmax, CosFace, LSoftmax, NormFace, Softmax
 from reprolib.losses.schedules import AnnealedLambda
@@ -414,7 +414,7 @@ def test_clipping_bounds_the_step_and_a_loose_bound_changes_nothing():
     assert same_state(fit(config=replace(config, clip_norm=1e6)), fit(config=config))
 
 
-@pytest.mark.parametrize("kind", ["pk", "couples", "list"])
+@pytest.mark.parametrize("kind", ["pk", "list"])
 @pytest.mark.parametrize("stop", [1, 9, 11])
 def test_batches_of_a_sampler_train_and_resume_bit_for_bit(tmp_path, kind, stop):
     images, labels = blobs()
@@ -424,8 +424,6 @@ def test_batches_of_a_sampler_train_and_resume_bit_for_bit(tmp_path, kind, stop)
         generator = torch.Generator()
         if kind == "pk":
             return {"batches": PKSampler(labels, 3, 8, generator)}
-        if kind == "couples":
-            return {"batches": CoupleSampler(labels, 3, generator)}
         return {"batches": [torch.arange(k, k + 24) for k in range(0, 96, 24)]}
 
     config = TrainConfig(epochs=4, lr=0.02, steps=14, clip_norm=1.0)

@@ -1,50 +1,34 @@
 """What is learnt from: data sets on the disk, verified by hash, whole on the device as uint8 tensors."""
 
-from reprolib.data.datasets import ImageDataset, fetch, load, load_cifar10
-from reprolib.data.facebin import FacePairs, load_facebin, write_facebin
-from reprolib.data.faces import FaceDataset, load_orl
-from reprolib.data.facesets import FaceFolder, FaceImages, FaceRecords, open_faces
-from reprolib.data.fetching import data_root
-from reprolib.data.files import DataCorrupted, DataUnavailable
-from reprolib.data.lfw import LfwDataset, lfw_pairs, load_lfw
-from reprolib.data.lfw_folds import FacesFold, lfw_fold, load_lfw_grey
-from reprolib.data.numbers import NumbersDataset, load_numbers
-from reprolib.data.recordio import write_records
-from reprolib.data.sampling import CoupleSampler, PKSampler, balanced_subset, class_split, genuine_impostor_pairs
-from reprolib.data.splits import fold_split, identity_split, people_by_fold
-
-__all__ = [
-    "CoupleSampler",
-    "DataCorrupted",
-    "DataUnavailable",
-    "FaceDataset",
-    "FaceFolder",
-    "FaceImages",
-    "FacePairs",
-    "FaceRecords",
-    "FacesFold",
-    "ImageDataset",
-    "LfwDataset",
-    "NumbersDataset",
-    "PKSampler",
-    "balanced_subset",
-    "class_split",
-    "data_root",
-    "fetch",
-    "fold_split",
-    "genuine_impostor_pairs",
-    "identity_split",
-    "lfw_fold",
-    "lfw_pairs",
-    "load",
-    "load_cifar10",
-    "load_facebin",
-    "load_lfw",
-    "load_lfw_grey",
-    "load_numbers",
-    "load_orl",
-    "open_faces",
-    "people_by_fold",
-    "write_facebin",
-    "write_records",
-]
+# a name imported as itself is public, for type checkers, too
+from reprolib.data.datasets import (
+    ImageDataset as ImageDataset,
+    fetch as fetch,
+    load as load,
+    load_cifar10 as load_cifar10,
+)
+from reprolib.data.facebin import FacePairs as FacePairs, load_facebin as load_facebin, write_facebin as write_facebin
+from reprolib.data.faces import FaceDataset as FaceDataset, load_orl as load_orl
+from reprolib.data.facesets import (
+    FaceFolder as FaceFolder,
+    FaceImages as FaceImages,
+    FaceRecords as FaceRecords,
+    open_faces as open_faces,
+)
+from reprolib.data.fetching import data_root as data_root
+from reprolib.data.files import DataCorrupted as DataCorrupted, DataUnavailable as DataUnavailable
+from reprolib.data.lfw import LfwDataset as LfwDataset, lfw_pairs as lfw_pairs, load_lfw as load_lfw
+from reprolib.data.lfw_folds import FacesFold as FacesFold, lfw_fold as lfw_fold, load_lfw_grey as load_lfw_grey
+from reprolib.data.numbers import NumbersDataset as NumbersDataset, load_numbers as load_numbers
+from reprolib.data.recordio import write_records as write_records
+from reprolib.data.sampling import (
+    PKSampler as PKSampler,
+    balanced_subset as balanced_subset,
+    class_split as class_split,
+    genuine_impostor_pairs as genuine_impostor_pairs,
+)
+from reprolib.data.splits import (
+    fold_split as fold_split,
+    identity_split as identity_split,
+    people_by_fold as people_by_fold,
+)

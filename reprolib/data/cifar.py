@@ -47,7 +47,7 @@ class CifarRecipe(Recipe):
     name = "cifar10"
     file = "cifar10.npz"
     mirrors = ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",)
-    raw_folders = ("cifar10", "cifar10_jpeg", "cifar-10-batches-bin", "cifar-10-batches-py")
+    raw_folders = ("cifar10_jpeg", "cifar-10-batches-bin", "cifar-10-batches-py")
     advice = (
         "Connect to the network, or name with --from cifar-10-binary.tar.gz, cifar-10-python.tar.gz, a folder with "
         "the files of one of them, or one with cifar10_train_jpeg.npz and cifar10_test_jpeg.npz."
@@ -57,17 +57,9 @@ class CifarRecipe(Recipe):
     pickles_md5 = PICKLES_MD5
 
     @property
-    def count(self) -> int:
-        """Images in all: five batches for training, one for testing."""
-        return 6 * self.batch
-
-    @property
     def shapes(self) -> dict[str, Shape]:  # type: ignore[override]
-        return {"images": (self.count, 3, SIDE, SIDE), "labels": (self.count,), "variant": (None,)}
-
-    @property
-    def limit(self) -> int:  # type: ignore[override]
-        return self.count * (PIXELS + 1) + 2**20
+        # five batches for training, one for testing
+        return {"images": (6 * self.batch, 3, SIDE, SIDE), "labels": (6 * self.batch,), "variant": (None,)}
 
     def open(self, raw: bytes, name: str, label: str) -> Tree:
         if name.lower().endswith((".tar.gz", ".tgz")):

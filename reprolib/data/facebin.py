@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from reprolib._checks import check_count
 from reprolib.data.files import DataCorrupted, write_atomic
 from reprolib.data.pickles import read_pickle
 from reprolib.data.pixels import decode_tensor, is_encoded
@@ -39,12 +40,13 @@ class FacePairs:
 
     def __post_init__(self) -> None:
         if self.same.dtype != torch.bool or self.same.ndim != 1:
-            raise ValueError(f"same has to be a row of bool, not {self.same.dtype} {tuple(self.same.shape)}")
-        if len(self.same) == 0 or len(self.encoded) != 2 * len(self.same):
-            raise ValueError(f"{self.name}: {len(self.encoded)} images for {len(self.same)} pairs, two each are needed")
+            raise ValueError(f"same must be a row of bool, got {self.same.dtype} {tuple(self.same.shape)}")
+        images, pairs = len(self.encoded), len(self.same)
+        if pairs == 0 or images != 2 * pairs:
+            raise ValueError(f"{self.name} must be two images a pair, got {images} for {pairs} pairs")
         for place, image in enumerate(self.encoded):
             if not is_encoded(image):
-                raise ValueError(f"image {place} of {self.name} is not the bytes of a JPEG or PNG file")
+                raise ValueError(f"image {place} of {self.name} must be the bytes of a JPEG or PNG file")
 
     def __len__(self) -> int:
         return len(self.same)
@@ -52,7 +54,7 @@ class FacePairs:
     def pair(self, i: int) -> torch.Tensor:
         """Both images of pair `i`, uint8 (2, 3, H, W), RGB; raises `ValueError` unless they exist and are as large."""
         if not 0 <= i < len(self):
-            raise ValueError(f"the pair has to be from 0 to {len(self) - 1}, not {i}")
+            raise ValueError(f"i must be from 0 to {len(self) - 1}, got {i}")
         return self._stack(range(i, i + 1))[0]
 
     def batches(self, size: int) -> Iterator[torch.Tensor]:
@@ -60,14 +62,12 @@ class FacePairs:
 
         Raises `ValueError` for a size below 1, an image that cannot be decoded and images that differ in size.
         """
-        if size < 1:
-            raise ValueError(f"a batch has to have at least one pair, not {size}")
+        check_count(size, "size")
         return (self._stack(range(i, min(i + size, len(self)))) for i in range(0, len(self), size))
 
     def folds(self, count: int = 10) -> torch.Tensor:
         """Fold of each pair, int64 (N,): `count` consecutive ones, the first N % count of them one pair larger."""
-        if not 2 <= count <= len(self):
-            raise ValueError(f"there can be 2 to {len(self)} folds of {len(self)} pairs, not {count}")
+        check_count(count, "count", low=2, high=len(self))
         sizes = [len(self) // count + (fold < len(self) % count) for fold in range(count)]
         return torch.arange(count).repeat_interleave(torch.tensor(sizes))
 
@@ -90,20 +90,21 @@ def load_facebin(path: str | Path) -> FacePairs:
     """
     path = Path(path)
     loaded = read_pickle(path.read_bytes(), str(path))
-    if not isinstance(loaded, (tuple, list)) or len(loaded) != 2 or not isinstance(loaded[0], (tuple, list)):
+    if not isinstance(loaded, (tuple, list)) or len(loaded) != 2:
         raise DataCorrupted(f"{path} does not hold two lists, of images and of truth values")
     images, same = loaded
-    if isinstance(same, np.ndarray) and same.ndim == 2 and same.shape[1] == 1:
-        same = same[:, 0]
-    if not isinstance(same, (tuple, list, np.ndarray)):
-        raise DataCorrupted(f"{path} does not hold a list of truth values, but a {type(same).__name__}")
+    images = images.tolist() if isinstance(images, np.ndarray) and images.dtype == object else images
+    same = same.tolist() if isinstance(same, np.ndarray) else same
+    if not isinstance(images, (tuple, list)) or not isinstance(same, (tuple, list)):
+        kinds = f"a {type(images).__name__} and a {type(same).__name__}"
+        raise DataCorrupted(f"{path} does not hold two lists, of images and of truth values, but {kinds}")
     # one array may stand at many places: each becomes bytes once
     files = {id(image): _file_bytes(image) for image in images}
     try:
         encoded = tuple(files[id(image)] for image in images)
-        return FacePairs(encoded, torch.tensor([_truth(value, str(path)) for value in same]).bool(), str(path))
+        return FacePairs(encoded, torch.tensor([_truth(value) for value in same]).bool(), str(path))
     except ValueError as error:
-        raise DataCorrupted(str(error)) from error
+        raise DataCorrupted(f"{path} does not hold pairs of faces: {error}") from error
 
 
 def _file_bytes(image: Any) -> Any:
@@ -113,13 +114,13 @@ def _file_bytes(image: Any) -> Any:
     return image
 
 
-def _truth(value: object, label: str) -> bool:
-    if isinstance(value, np.ndarray) and value.shape == (1,):
+def _truth(value: object) -> bool:
+    if isinstance(value, (list, np.ndarray)) and len(value) == 1:
         value = value[0]
-    if isinstance(value, (bool, np.bool_)) or (isinstance(value, (int, np.integer)) and value in (0, 1)):
+    if isinstance(value, (bool, np.bool_, int, np.integer)) and value in (0, 1):
         return bool(value)
-    kind = f"the integer {value}" if isinstance(value, (int, np.integer)) else f"a {type(value).__name__}"
-    raise DataCorrupted(f"{label} has {kind} among the truth values, allowed are True, False, 1 and 0")
+    kind = f"the integer {str(value)[:20]}" if isinstance(value, (int, np.integer)) else f"a {type(value).__name__}"
+    raise ValueError(f"truth values must be True, False, 1 or 0, got {kind}")
 
 
 def write_facebin(path: str | Path, pairs: Sequence[tuple[bytes, bytes]], same: Sequence[bool] | torch.Tensor) -> None:

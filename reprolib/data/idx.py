@@ -10,19 +10,18 @@ import hashlib
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from reprolib.data.arrays import Shape
 from reprolib.data.fetching import Arrays, Recipe
 from reprolib.data.files import DataCorrupted, Tree, gunzip
 from reprolib.data.pickles import read_pickle
 
 UNSIGNED_BYTE = 8
-DIMENSION_LIMIT = 4
+PICKLE = "mnist.pkl.gz"
 FILES = {
     "train_images": "train-images-idx3-ubyte.gz",
     "train_labels": "train-labels-idx1-ubyte.gz",
@@ -31,107 +30,63 @@ FILES = {
 }
 
 
-def parse_idx(content: bytes, name: str, shape: Shape | None = None) -> np.ndarray:
-    """The uint8 array that the uncompressed IDX file `content` holds, as a view of it.
-
-    `shape`, if given, is the only shape accepted. Raises `DataCorrupted` naming the file `name` for a wrong
-    magic number, a type other than unsigned byte, no or more than four dimensions, a dimension of zero, and
-    for fewer or more bytes than the dimensions say.
-    """
-    if len(content) < 4:
-        raise DataCorrupted(f"{name} is no IDX file: {len(content)} bytes are too few for a header")
-    zeros, kind, ndim = struct.unpack_from(">HBB", content)
-    if zeros != 0 or kind != UNSIGNED_BYTE or not 1 <= ndim <= DIMENSION_LIMIT:
-        raise DataCorrupted(
-            f"{name} is no IDX file of bytes: magic 0x{content[:4].hex()}, not 0x000008 and 1 to 4 dimensions"
-        )
-    start = 4 + 4 * ndim
-    if len(content) < start:
-        raise DataCorrupted(f"{name} is truncated: {len(content)} bytes, its header alone has {start}")
-    dims = struct.unpack_from(f">{ndim}I", content, 4)
-    # Python's integers do not overflow, so that absurd dimensions cannot wrap round to the right size
-    size = math.prod(dims)
-    if size == 0:
-        raise DataCorrupted(f"{name} is empty: dimensions {dims}")
-    if len(content) - start != size:
-        found = len(content) - start
-        raise DataCorrupted(f"{name} has {found} bytes of values, its dimensions {dims} ask for {size}")
-    if shape is not None and dims != shape:
-        raise DataCorrupted(f"{name} has dimensions {dims} instead of {shape}")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(dims)
-
-
 def encode_idx(array: np.ndarray) -> bytes:
-    """The uncompressed IDX file of a uint8 array with 1 to 4 dimensions; inverse of `parse_idx`."""
-    if array.dtype != np.uint8 or not 1 <= array.ndim <= DIMENSION_LIMIT or array.size == 0:
-        raise ValueError(f"IDX takes a non-empty uint8 array of 1 to 4 dimensions, not {array.dtype} {array.shape}")
-    header = struct.pack(f">HBB{array.ndim}I", 0, UNSIGNED_BYTE, array.ndim, *array.shape)
-    return header + np.ascontiguousarray(array).tobytes()
+    """The uncompressed IDX file of a uint8 array with 1 to 4 dimensions."""
+    return struct.pack(f">HBB{array.ndim}I", 0, UNSIGNED_BYTE, array.ndim, *array.shape) + array.tobytes()
+
+
+def mnist_shapes(train: int, test: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays of a set with so many images for training and testing."""
+    return {
+        "train_images": (train, 28, 28),
+        "train_labels": (train,),
+        "test_images": (test, 28, 28),
+        "test_labels": (test,),
+    }
 
 
 @dataclass(frozen=True)
 class IdxRecipe(Recipe):
     """28 x 28 grey images, made from four gzip'd IDX files and verified by the published MD5 of what those hold.
 
-    `counts` are the numbers of images for training and testing, `md5` the checksums by array, `digest` the SHA-256 of
-    the arrays once it is known, which spares the time for the MD5.
+    `md5` are the checksums by array, `digest` the SHA-256 of the arrays once it is known, which spares the time for the
+    MD5. `pickle_sha256`: the pip package holds `PICKLE`, one pickle of float32 = byte / 256, split into images for
+    training, validation and testing; with the original order where training comes first.
     """
 
     name: str
-    counts: tuple[int, int]
+    file: str
     md5: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: mnist_shapes(60_000, 10_000))
     digest: str = ""
     mirrors: tuple[str, ...] = ()
     system_folders: tuple[Path, ...] = ()
     package: str | None = None
+    pickle_sha256: str = ""
     advice: str = ""
 
     downloads = tuple(FILES.values())
 
-    @property
-    def file(self) -> str:  # type: ignore[override]
-        return f"{self.name}.npz"
-
-    @property
-    def raw_folders(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (self.name,)
-
-    @property
-    def shapes(self) -> dict[str, Shape]:  # type: ignore[override]
-        train, test = self.counts
-        return {
-            "train_images": (train, 28, 28),
-            "train_labels": (train,),
-            "test_images": (test, 28, 28),
-            "test_labels": (test,),
-        }
-
-    @property
-    def limit(self) -> int:  # type: ignore[override]
-        return sum(self.counts) * (28 * 28 + 1) + 2**20
-
     def verify(self, arrays: Arrays, digest: str, label: str) -> None:
         if digest != self.digest:
             for key, array in arrays.items():
-                self.verify_array(key, array, label)
+                self._check_md5(key, encode_idx(array), label)
 
-    def verify_array(self, key: str, array: np.ndarray, label: str) -> np.ndarray:
-        """`array` itself; raises `DataCorrupted` naming `label` unless the MD5 of its IDX file is that of `key`."""
-        found = hashlib.md5(encode_idx(array), usedforsecurity=False).hexdigest()
+    def _check_md5(self, key: str, content: bytes, label: str) -> None:
+        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if found != self.md5[key]:
             raise DataCorrupted(f"{label} is truncated or altered: MD5 of its {key} {found}, not {self.md5[key]}")
-        return array
 
     def candidates(self, tree: Tree) -> Iterator[Callable[[], Arrays]]:
-        """Takes files named as the published ones, in any sub-folder, with or without .gz."""
-        places: dict[str, list[str]] = {key: [] for key in FILES}
-        for name in tree.names:
-            base = PurePosixPath(name).name.replace(".idx", "-idx").removesuffix(".gz")
-            for key, file in FILES.items():
-                if base == file.removesuffix(".gz"):
-                    places[key].append(name)
+        """Takes files named as the published ones, in any sub-folder, with or without .gz, or the pickle."""
+        plain = {name: PurePosixPath(name).name.replace(".idx", "-idx").removesuffix(".gz") for name in tree.names}
+        places = {
+            key: [name for name in tree.names if plain[name] == file.removesuffix(".gz")] for key, file in FILES.items()
+        }
         if any(places.values()):
             yield lambda: {key: self._first_good(tree, key, names) for key, names in places.items()}
+        for name in tree.named(PICKLE) if self.pickle_sha256 else []:
+            yield partial(self._from_pickle, tree, name)
 
     def _first_good(self, tree: Tree, key: str, names: list[str]) -> np.ndarray:
         """The first of several files of one name that has the checksum: other data sets use the same names."""
@@ -142,23 +97,13 @@ class IdxRecipe(Recipe):
                 content = tree.read(name, self.limit)
                 if name.endswith(".gz"):
                     content = gunzip(content, label, self.limit)
-                return self.verify_array(key, parse_idx(content, label, self.shapes[key]), label)
+                self._check_md5(key, content, label)
+                # what has the checksum has the header, too
+                values = np.frombuffer(content, np.uint8, math.prod(self.shapes[key]), 4 + 4 * len(self.shapes[key]))
+                return values.reshape(self.shapes[key])
             except DataCorrupted as error:
                 refused.append(str(error))
         raise DataCorrupted("; ".join(refused) or f"{FILES[key]} is not in {tree.label}")
-
-
-@dataclass(frozen=True)
-class PickledMnistRecipe(IdxRecipe):
-    """MNIST; its pip package holds one pickle of float32 = byte / 256, split 50,000 / 10,000 / 10,000."""
-
-    pickle_name: str = "mnist.pkl.gz"
-    pickle_sha256: str = ""
-
-    def candidates(self, tree: Tree) -> Iterator[Callable[[], Arrays]]:
-        yield from super().candidates(tree)
-        for name in tree.named(self.pickle_name):
-            yield partial(self._from_pickle, tree, name)
 
     def _from_pickle(self, tree: Tree, name: str) -> Arrays:
         """The arrays from the gzip'd pickle `name`, whose SHA-256 is checked before it is read."""
@@ -185,9 +130,9 @@ _ADVICE = (
     "REPROLIB_DATA to a folder that has them in mnist/ or fashion_mnist/"
 )
 
-MNIST = PickledMnistRecipe(
+MNIST = IdxRecipe(
     name="mnist",
-    counts=(60_000, 10_000),
+    file="mnist.npz",
     md5={
         "train_images": "6bbc9ace898e44ae57da46a324031adb",
         "train_labels": "a25bea736e30d166cdddb491f175f624",
@@ -203,7 +148,7 @@ MNIST = PickledMnistRecipe(
 
 FASHION_MNIST = IdxRecipe(
     name="fashion_mnist",
-    counts=(60_000, 10_000),
+    file="fashion_mnist.npz",
     md5={
         "train_images": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
         "train_labels": "9018921c3c673c538a1fc5bad174d6f9",

@@ -10,11 +10,12 @@ stored with them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +31,8 @@ from reprolib.data.arrays import Shape, array_text, checksum, text_array
 from reprolib.data.faces import FaceDataset
 from reprolib.data.fetching import Arrays, Recipe, Stored, announcer, data_root, load_recipe
 from reprolib.data.files import DataCorrupted, Tree, gunzip
-from reprolib.data.pixels import decode_image, resize_area, to_grey
+from reprolib.data.pixels import decode_image, to_grey
+from reprolib.data.splits import person_of
 
 COUNT = 13_233
 # SHA-256 of the 13,233 keys such as Aaron_Eckhart_0001, sorted, each followed by a newline
@@ -65,6 +67,10 @@ class LfwDataset(FaceDataset):
     image_names: tuple[str, ...]
     alignment: str
 
+    def to(self, device: str | torch.device) -> LfwDataset:
+        """The same set on `device`."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
     @cached_property
     def _rows(self) -> dict[str, int]:
         return {key: row for row, key in enumerate(self.image_names)}
@@ -87,11 +93,7 @@ class LfwRecipe(Recipe):
 
     name = "lfw"
     file = "lfw_112.npz"
-    shapes: Mapping[str, Shape] = MappingProxyType(
-        {"images": (None, 3, SIZE, SIZE), "names": (None,), "alignment": (None,)}
-    )
     mirrors = ("https://ndownloader.figshare.com/files/5976018", "http://vis-www.cs.umass.edu/lfw/lfw.tgz")
-    raw_folders = ("lfw",)
     advice = (
         "Connect to the network, or name with --from a folder or zip with the images Name/Name_0001.jpg, aligned to "
         "112 x 112 or original with lfw_landmark.txt, or the archive lfw.tgz, or a folder that holds one of them."
@@ -102,14 +104,12 @@ class LfwRecipe(Recipe):
     landmarks_sha256 = LANDMARKS_SHA256
 
     @property
-    def limit(self) -> int:  # type: ignore[override]
-        return self.count * 3 * SIZE * SIZE + 2**20
+    def shapes(self) -> dict[str, Shape]:  # type: ignore[override]
+        return {"images": (self.count, 3, SIZE, SIZE), "names": (None,), "alignment": (None,)}
 
     def verify(self, arrays: Arrays, digest: str, label: str) -> None:
         keys = array_text(arrays["names"], label).splitlines()
         self.verify_keys(keys, label)
-        if len(arrays["images"]) != len(keys):
-            raise DataCorrupted(f"{label} has {len(arrays['images'])} images and {len(keys)} names")
         array_text(arrays["alignment"], label)
 
     def verify_keys(self, keys: list[str], label: str) -> None:
@@ -129,19 +129,17 @@ class LfwRecipe(Recipe):
             raise DataCorrupted(f"{label} is truncated, altered or not the original lfw.tgz: SHA-256 {digest}")
         tree = Tree.tarball(raw, label)
         if label in self.mirrors:
-            tree.beside = self._downloaded_landmarks()
+            try:
+                tree.beside = self._downloaded_landmarks()
+            except (OSError, DataCorrupted) as error:
+                announcer(self.name)(f"no landmarks ({error}), so that the images are cut out of the centre")
         return tree
 
-    def _downloaded_landmarks(self) -> Tree | None:
-        try:
-            raw = fetching.download(LANDMARKS_URL, LANDMARKS_LIMIT)
-        except (OSError, DataCorrupted) as error:
-            announcer(self.name)(f"no landmarks ({error}), so that the images are cut out of the centre, not aligned")
-            return None
+    def _downloaded_landmarks(self) -> Tree:
+        raw = fetching.download(LANDMARKS_URL, LANDMARKS_LIMIT)
         digest = hashlib.sha256(raw).hexdigest()
         if digest != self.landmarks_sha256:
-            announcer(self.name)(f"the landmarks were altered (SHA-256 {digest}); the images are cut out of the centre")
-            return None
+            raise DataCorrupted(f"the landmarks were altered, SHA-256 {digest}")
         return Tree.memory({"lfw_landmark.txt": raw}, LANDMARKS_URL)
 
     def candidates(self, tree: Tree) -> Iterator[Callable[[], Arrays]]:
@@ -186,7 +184,6 @@ class PairsRecipe(Recipe):
     name = "lfw"
     file = "pairs.txt"
     shapes: Mapping[str, Shape] = MappingProxyType({"text": (None,)})
-    limit = 2**20
     mirrors = ("https://ndownloader.figshare.com/files/5976006", "http://vis-www.cs.umass.edu/lfw/pairs.txt")
     advice = "Connect to the network, or name a folder that holds pairs.txt with --from."
     sha256 = PAIRS_SHA256
@@ -218,17 +215,13 @@ def parse_landmarks(raw: bytes, label: str) -> dict[str, np.ndarray]:
     Raises `DataCorrupted` naming `label` and the line for another form, a point outside of the image and a key twice.
     """
     points: dict[str, np.ndarray] = {}
-    try:
-        lines = raw.decode().splitlines()
-    except UnicodeDecodeError as error:
-        raise DataCorrupted(f"{label} is no text ({error})") from error
-    for number, line in enumerate(lines, start=1):
+    # bytes that are no text are no path either
+    for number, line in enumerate(raw.decode("latin-1").splitlines(), start=1):
         fields = line.split()
         match = _PATH.match(fields[0]) if len(fields) == 11 else None
-        try:
-            values = np.array([float(value) for value in fields[1:]])
-        except ValueError:
-            match = None
+        values = np.full(10, np.nan)
+        with contextlib.suppress(ValueError):
+            values = np.array(fields[1:], float)
         # a comparison with NaN is false
         if match is None or not ((values >= 0) & (values <= ORIGINAL)).all():
             raise DataCorrupted(f"line {number} of {label} is not a path and ten numbers from 0 to {ORIGINAL}")
@@ -252,41 +245,29 @@ def _find_landmarks(tree: Tree, label: str) -> dict[str, np.ndarray] | None:
     return None
 
 
-def load_lfw(
-    root: str | Path | None = None, size: int = SIZE, device: str | torch.device = "cpu", *, grey: bool = False
-) -> LfwDataset:
-    """All 13,233 images of LFW on `device`, RGB or `grey`, `size` x `size` pixels with `size` from 8 to 112.
+def load_lfw(root: str | Path | None = None, device: str | torch.device = "cpu", *, grey: bool = False) -> LfwDataset:
+    """All 13,233 images of LFW on `device`, RGB or `grey`, 112 x 112 pixels.
 
     Made from the images in `root`/lfw (a zip, an archive or folders), stored there as one file if it can be written
-    to, and fetched first if `root` has neither. `fingerprint` is that of the stored 112 x 112 pixels and how they
-    were changed. Raises `ValueError` for another size, `DataUnavailable`.
+    to, and fetched first if `root` has neither. `fingerprint` is that of the stored pixels, and whether they were made
+    grey. Raises `DataUnavailable`.
     """
-    if not isinstance(size, int) or not 8 <= size <= SIZE:
-        raise ValueError(f"the size has to be a whole number from 8 to {SIZE}, not {size}")
-    folder = data_root() if root is None else Path(root)
-    arrays, digest = load_recipe(LFW, folder)
-    images = arrays["images"]
+    arrays, digest = load_recipe(LFW, data_root(root))
+    parts = [torch.from_numpy(images.copy()) for images in np.array_split(arrays["images"], 32)]
+    images = torch.cat([to_grey(part) if grey else part for part in parts])
     keys = array_text(arrays["names"], LFW.name).splitlines()
-    result = torch.empty((len(keys), 1 if grey else 3, size, size), dtype=torch.uint8)
-    for begin in range(0, len(keys), 512):
-        part = torch.from_numpy(images[begin : begin + 512].copy())
-        result[begin : begin + 512] = resize_area(to_grey(part) if grey else part, size)
-    people = [key[:-5] for key in keys]
+    if grey:
+        digest = checksum({"source": text_array(f"{digest} {SIZE} True")})
+    return lfw_dataset(LFW.name, images, keys, digest, array_text(arrays["alignment"], LFW.name)).to(device)
+
+
+def lfw_dataset(name: str, images: torch.Tensor, keys: Sequence[str], digest: str, alignment: str) -> LfwDataset:
+    """The data set of `images` (N, C, S, S) called `keys` ("Name_0001"), people numbered in alphabetical order."""
+    people = [person_of(key) for key in keys]
     names = tuple(sorted(set(people)))
-    number = {name: label for label, name in enumerate(names)}
+    number = {person: label for label, person in enumerate(names)}
     labels = torch.tensor([number[person] for person in people], dtype=torch.int64)
-    changed = {"source": text_array(f"{digest} {size} {grey}")}
-    fingerprint = (digest if size == SIZE and not grey else checksum(changed))[:16]
-    return LfwDataset(
-        LFW.name,
-        result.to(device),
-        labels.to(device),
-        len(names),
-        fingerprint,
-        names,
-        tuple(keys),
-        array_text(arrays["alignment"], LFW.name),
-    )
+    return LfwDataset(name, images, labels, len(names), digest[:16], names, tuple(keys), alignment)
 
 
 def lfw_pairs(root: str | Path | None = None) -> Path:
@@ -294,6 +275,6 @@ def lfw_pairs(root: str | Path | None = None) -> Path:
 
     Raises `DataUnavailable`.
     """
-    folder = data_root() if root is None else Path(root)
+    folder = data_root(root)
     load_recipe(LFW_PAIRS, folder)
     return folder / LFW_PAIRS.name / LFW_PAIRS.file

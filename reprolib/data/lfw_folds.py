@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +23,7 @@ from reprolib._checks import check_count
 from reprolib.data.arrays import array_text, pack_arrays, text_array, unpack_arrays
 from reprolib.data.fetching import data_root
 from reprolib.data.files import DataCorrupted, write_atomic
-from reprolib.data.lfw import SIZE, LfwDataset, load_lfw
+from reprolib.data.lfw import SIZE, LfwDataset, lfw_dataset, load_lfw
 from reprolib.data.pixels import resize_area
 from reprolib.data.splits import fold_split, people_by_fold
 
@@ -78,45 +78,26 @@ def load_lfw_grey(
     check_count(crop, "crop", low=size)
     if crop > SIZE or (SIZE - crop) % 2:
         raise ValueError(f"crop must be an even number of pixels up to {SIZE}, got {crop}")
-    path = (data_root() if root is None else Path(root)) / "lfw" / f"grey_{crop}_{size}.npz"
-    if (kept := _kept(path, size)) is not None:
-        return replace(kept, images=kept.images.to(device), labels=kept.labels.to(device))
-    whole = load_lfw(root, grey=True)
-    edge = (SIZE - crop) // 2
-    parts = whole.images[:, :, edge : SIZE - edge, edge : SIZE - edge].split(512)
-    images = torch.cat([resize_area(part, size) for part in parts])
-    arrays = {
-        "images": images.numpy(),
-        "names": text_array("\n".join(whole.image_names)),
-        "source": text_array(f"{whole.alignment}; {whole.fingerprint}"),
-    }
-    # in a read-only data folder it is made anew each time
-    with contextlib.suppress(OSError):
-        write_atomic(path, pack_arrays(arrays))
-    made = _from_arrays(images.numpy(), whole.image_names, array_text(arrays["source"], str(path)))
-    return replace(made, images=made.images.to(device), labels=made.labels.to(device))
-
-
-def _kept(path: Path, size: int) -> LfwDataset | None:
+    path = data_root(root) / "lfw" / f"grey_{crop}_{size}.npz"
     shapes = {"images": (None, 1, size, size), "names": (None,), "source": (None,)}
     try:
         arrays, _ = unpack_arrays(path.read_bytes(), str(path), shapes)
-        names = array_text(arrays["names"], str(path)).split("\n")
-        return _from_arrays(arrays["images"].copy(), names, array_text(arrays["source"], str(path)))
     except (OSError, DataCorrupted):
-        return None
-
-
-def _from_arrays(images: np.ndarray, keys: Sequence[str], source: str) -> LfwDataset:
-    alignment, _, digest = source.partition("; ")
-    people = [key[:-5] for key in keys]
-    names = tuple(sorted(set(people)))
-    number = {name: label for label, name in enumerate(names)}
-    labels = torch.tensor([number[person] for person in people], dtype=torch.int64)
-    fingerprint = hashlib.sha256(digest.encode() + images.tobytes()).hexdigest()[:16]
-    return LfwDataset(
-        "LFW, grey", torch.from_numpy(images), labels, len(names), fingerprint, names, tuple(keys), alignment
-    )
+        whole = load_lfw(root, grey=True)
+        edge = (SIZE - crop) // 2
+        parts = whole.images[:, :, edge : SIZE - edge, edge : SIZE - edge].split(512)
+        arrays = {
+            "images": torch.cat([resize_area(part, size) for part in parts]).numpy(),
+            "names": text_array("\n".join(whole.image_names)),
+            "source": text_array(f"{whole.alignment}; {whole.fingerprint}"),
+        }
+        # in a read-only data folder it is made anew each time
+        with contextlib.suppress(OSError):
+            write_atomic(path, pack_arrays(arrays))
+    keys = array_text(arrays["names"], str(path)).split("\n")
+    alignment, _, source = array_text(arrays["source"], str(path)).partition("; ")
+    fingerprint = hashlib.sha256(source.encode() + arrays["images"].tobytes()).hexdigest()
+    return lfw_dataset("LFW, grey", torch.from_numpy(arrays["images"].copy()), keys, fingerprint, alignment).to(device)
 
 
 def lfw_fold(people: LfwDataset, pairs: Pairs, fold: int, *, least: int = 2, most: int | None = None) -> FacesFold:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import re
 import struct
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,9 +31,6 @@ LABEL_LIMIT = 2**24
 # by chance one image in a million is cut once
 PART_LIMIT = 1000
 _PART, _HEADER = struct.Struct("<4sI"), struct.Struct("<IfQQ")
-_INDEX_LINES = re.compile(rb"(?:\d{1,18}[\t ]+\d{1,18}[\t ]*\r?\n)*")
-_INDEX_LINE = re.compile(rb"\s*(\d{1,18})\s+(\d{1,18})(?:\s.*)?")
-_INDEX_BLOCK = 2**22
 
 
 class Record(NamedTuple):
@@ -133,32 +131,21 @@ def encode_record(content: bytes) -> bytes:
 def read_index(path: Path, limit: int) -> tuple[np.ndarray, np.ndarray]:
     """Keys and offsets int64 (N,), in the order of the .idx file `path` of a .rec file of `limit` bytes.
 
-    Empty lines, blanks for tabs, further columns and any kind of line end are read. Raises `DataCorrupted` naming the
-    line that does not begin with a key and an offset, and for a file too long for these records.
+    Empty lines, blanks for tabs, further columns and any kind of line end are read. Raises `DataCorrupted` for a file
+    with no line or one that does not begin with a key and an offset, and for one too long for these records.
     """
     # a line has at most 38 bytes and mostly below 24, a record at least 32
     if path.stat().st_size > 2 * limit:
         raise DataCorrupted(f"{path} has {path.stat().st_size} bytes, too many for the index of a file of {limit}")
-    parts, number = [], 0
-    with open(path, "rb") as stream:
-        while block := stream.read(_INDEX_BLOCK) + stream.readline():
-            if b"\r" in block:
-                block += stream.readline() if block.endswith(b"\r") else b""
-                block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-            block += b"" if block.endswith(b"\n") else b"\n"
-            if _INDEX_LINES.fullmatch(block):
-                parts.append(np.fromstring(block.decode(), np.int64, sep=" "))
-                number += block.count(b"\n")
-                continue
-            found: list[int] = []
-            for line in block.splitlines():
-                number += 1
-                if match := _INDEX_LINE.fullmatch(line):
-                    found += int(match[1]), int(match[2])
-                elif line.strip():
-                    raise DataCorrupted(f"line {number} of {path} is {line[:40]!r} instead of a key, a tab, an offset")
-            parts.append(np.array(found, np.int64))
-    values = np.concatenate([np.empty(0, np.int64), *parts]).reshape(-1, 2)
+    try:
+        with warnings.catch_warnings():
+            # numpy only warns of an empty file, and of a number with a point
+            warnings.simplefilter("error")
+            values = np.loadtxt(path, np.int64, comments=None, usecols=(0, 1), ndmin=2, encoding="latin-1")
+        if (values < 0).any():
+            raise ValueError("a negative number")
+    except (ValueError, Warning) as error:
+        raise DataCorrupted(f"{path} must hold a key, a tab and an offset in each line, got {error}") from error
     return np.ascontiguousarray(values[:, 0]), np.ascontiguousarray(values[:, 1])
 
 

@@ -129,50 +129,6 @@ class PKSampler:
             yield torch.cat([decks[label].deal(self.K) for label in chosen]).to(self._device)
 
 
-class CoupleSampler:
-    """Batches of `P` people with two photographs each, also where most people have a single one (LFW).
-
-    Iterating yields int64 index tensors (2 P,): a photograph, another one of the same person, the next person's
-    and so on; whoever has one photograph only is paired with itself. Photographs are dealt like cards; one whose
-    person is in the batch already is laid aside until the next deal. One pass has `len(labels) // P` batches. Raises
-    `ValueError` for P < 2 and fewer than P classes. Batches of pairs of different classes are those of K. Sohn,
-    "Improved Deep Metric Learning with Multi-class N-pair Loss Objective", 2016, section 3.2.
-    """
-
-    K = 2
-
-    def __init__(self, labels: torch.Tensor, P: int, generator: torch.Generator) -> None:
-        labels = _checked(labels)
-        if P < 2:
-            raise ValueError(f"P must be at least 2 (classes), got {P}")
-        _, person, self._sizes = labels.cpu().unique(return_inverse=True, return_counts=True)
-        if len(self._sizes) < P:
-            raise ValueError(f"the labels have {len(self._sizes)} classes, fewer than P = {P}")
-        # the photographs in a row, person after person
-        self._row = person.sort(stable=True).indices
-        self._person, self._first = person[self._row].tolist(), self._sizes.cumsum(0) - self._sizes
-        self._device = labels.device
-        self.P, self.generator = P, generator
-
-    def __len__(self) -> int:
-        return len(self._row) // self.P
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        deck: list[int] = []
-        for _ in range(len(self)):
-            batch: dict[int, int] = {}
-            while len(batch) < self.P:
-                deck = deck or torch.randperm(len(self._row), generator=self.generator).tolist()
-                place = deck.pop()
-                batch.setdefault(self._person[place], place)
-            people, places = torch.tensor(list(batch)), torch.tensor(list(batch.values()))
-            first, sizes = self._first[people], self._sizes[people]
-            # 1 .. n - 1 places further round the person's n photographs; 1 place for n = 1, which is the same one
-            step = 1 + (torch.rand(self.P, generator=self.generator, dtype=torch.float64) * (sizes - 1)).long()
-            partners = first + (places - first + step) % sizes
-            yield self._row[torch.stack([places, partners], dim=1).flatten()].to(self._device)
-
-
 class _Deck:
     """Deals distinct items; shuffles all of them anew when fewer than asked are left."""
 

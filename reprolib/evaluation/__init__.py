@@ -1,49 +1,34 @@
 """How an embedding is judged: verification, identification, templates and angles, each with its uncertainty.
 
 Scores: higher means more similar. All measures are exact over all thresholds (no grid) and return an
-`Estimate`, a float with a confidence interval and the name of the method that made it. `judge` takes all of them of an
+`Estimate`, a float with a confidence interval and the name of the method that made it. `judge` takes them of an
 embedding, `baselines` makes the embeddings that a network has to beat, `decide` turns seeds or splits into a verdict.
 """
 
 from __future__ import annotations
 
-from .angles import AngleStatistics, angle_statistics, pair_angles
+from .angles import angle_statistics, pair_angles
 from .baseline import baselines
 from .bootstrap import ScoredPairs, bootstrap_people, scored_pairs
 from .decisions import Decision, decide, detectable_effect, power, power_table, trends
 from .distractors import distractor_identification, distractor_verification
 from .features import all_pairs_cosines, centred_cosines, flip_concat, flip_sum, pair_cosines
 from .identification import cmc, dir_at_far, rank_k_identification
-from .intervals import Estimate, clopper_pearson, mean_estimate, proportion, wilson
-from .judging import Judgement, judge
+from .intervals import Estimate, clopper_pearson, mean_estimate, mean_sd, proportion, wilson
+from .judging import judge
 from .pairs import PairList, parse_pairs, read_pairs
-from .protocols import (
-    BlufrResult,
-    BlufrTrial,
-    SplitSummary,
-    blufr,
-    blufr_trials,
-    summarise_protocol,
-    summarise_splits,
-    template_protocol,
-)
-from .roc import RocCurve, d_prime, equal_error_rate, roc_auc, roc_curve, tar_at_far, threshold_at_far
-from .seeds import mean_sd
+from .protocols import BlufrTrial, blufr, blufr_trials, summarise_protocol, summarise_splits, template_protocol
+from .roc import d_prime, equal_error_rate, roc_auc, roc_curve, tar_at_far, threshold_at_far
 from .templates import template_features
 from .verification import VerificationResult, exact_threshold, verification_accuracy
 from .video import histogram_svm_accuracy, intersection_kernel, video_histograms, video_scores
 
 __all__ = [
-    "AngleStatistics",
-    "BlufrResult",
     "BlufrTrial",
     "Decision",
     "Estimate",
-    "Judgement",
     "PairList",
-    "RocCurve",
     "ScoredPairs",
-    "SplitSummary",
     "VerificationResult",
     "all_pairs_cosines",
     "angle_statistics",

@@ -15,13 +15,12 @@ from .intervals import Estimate, clustered_mean, mean_estimate
 _BLOCK = 1 << 22  # float64 values held at once
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class AngleStatistics:
-    """Degrees, as defined in `angle_statistics`; entries of the `class_*` arrays follow `classes`.
+    """Degrees, as defined in `angle_statistics`.
 
-    `w_ec`, `w_inter` and their class arrays are None where no class weights were given;
-    `angular_fisher_score` is None where it is undefined (the mean of all features vanishes, or all class
-    centres agree).
+    `w_ec` and `w_inter` are None where no class weights were given; `angular_fisher_score` is None where it is
+    undefined (the mean of all features vanishes, or all class centres agree).
     """
 
     w_ec: Estimate | None
@@ -29,12 +28,6 @@ class AngleStatistics:
     intra: Estimate
     inter: Estimate
     angular_fisher_score: float | None
-    classes: np.ndarray
-    class_counts: np.ndarray
-    class_w_ec: np.ndarray | None
-    class_w_inter: np.ndarray | None
-    class_intra: np.ndarray
-    class_inter: np.ndarray
 
     @property
     def intra_over_inter(self) -> float | None:
@@ -131,31 +124,19 @@ def angle_statistics(
         sample_angle[part] = _unit_angle(units, own)
         # 1 - cos = |a - b|^2 / 2 on unit vectors, without cancellation
         within += float((units - own).square().sum()) / 2
-    class_intra = np.bincount(index, weights=sample_angle.cpu().numpy()) / counts
-    class_inter = _nearest_angle(centres).cpu().numpy()
-
-    class_w_ec = class_w_inter = None
+    degrees: dict[str, Any] = {"level": level, "low": 0.0, "high": 180.0, "over": "classes"}
+    w_ec = w_inter = None
     if weight is not None:
         unit_weight = unit_rows(weight.double(), "weight")
-        class_w_ec = _unit_angle(unit_weight, centres).cpu().numpy()
-        class_w_inter = _nearest_angle(unit_weight).cpu().numpy()
-    degrees: dict[str, Any] = {"level": level, "low": 0.0, "high": 180.0}
-
-    def over_classes(values: np.ndarray) -> Estimate:
-        return mean_estimate(values, over="classes", **degrees)
-
+        w_ec = mean_estimate(_unit_angle(unit_weight, centres).cpu().numpy(), **degrees)
+        w_inter = mean_estimate(_nearest_angle(unit_weight).cpu().numpy(), **degrees)
+    class_intra = np.bincount(index, weights=sample_angle.cpu().numpy()) / counts
     return AngleStatistics(
-        w_ec=None if class_w_ec is None else over_classes(class_w_ec),
-        w_inter=None if class_w_inter is None else over_classes(class_w_inter),
-        intra=clustered_mean(class_intra, counts, over="classes", **degrees),
-        inter=over_classes(class_inter),
+        w_ec=w_ec,
+        w_inter=w_inter,
+        intra=clustered_mean(class_intra, counts, **degrees),
+        inter=mean_estimate(_nearest_angle(centres).cpu().numpy(), **degrees),
         angular_fisher_score=_fisher(within, centres, sums.sum(dim=0), size),
-        classes=classes,
-        class_counts=counts,
-        class_w_ec=class_w_ec,
-        class_w_inter=class_w_inter,
-        class_intra=class_intra,
-        class_inter=class_inter,
     )
 
 
@@ -167,21 +148,9 @@ def _fisher(within: float, centres: torch.Tensor, total: torch.Tensor, size: tor
     return within / between if between > 1e-28 * float(size.sum()) else None
 
 
-def _numpy_generator(generator: np.random.Generator | torch.Generator) -> np.random.Generator:
-    if isinstance(generator, np.random.Generator):
-        return generator
-    if isinstance(generator, torch.Generator):
-        seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
-        return np.random.default_rng(int(seed))
-    raise TypeError(f"generator must be a torch.Generator or numpy.random.Generator, got {type(generator).__name__}")
-
-
 @torch.no_grad()
 def pair_angles(
-    features: Array,
-    labels: Array,
-    max_pairs: int | None = None,
-    generator: np.random.Generator | torch.Generator | None = None,
+    features: Array, labels: Array, max_pairs: int | None = None, generator: np.random.Generator | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Angles in degrees of genuine pairs (same label) and of impostor pairs, as two float64 arrays.
 
@@ -189,7 +158,7 @@ def pair_angles(
     a kind has more than `max_pairs` pairs, that many are drawn uniformly without replacement by `generator`,
     which is then required. Memory and time grow with the pairs returned, not with N^2.
 
-    Raises ValueError if there is no genuine or no impostor pair, for NaN, zero features, or a missing
+    Raises ValueError if there is no genuine or no impostor pair, for NaN or zero features, TypeError for a missing
     generator.
     """
     features = _rows(features, "features")
@@ -202,7 +171,6 @@ def pair_angles(
     end = np.repeat(first + counts, counts)
     row = np.arange(len(labels))
     kinds = {"genuine": (row + 1, end - row - 1), "impostor": (end, len(labels) - end)}
-    draw = None
     results = []
     for kind, (partner, many) in kinds.items():
         before = np.concatenate(([0], np.cumsum(many)))
@@ -211,11 +179,13 @@ def pair_angles(
             raise ValueError(f"the labels leave no {kind} pair among {len(labels)} samples")
         if max_pairs is None or pairs <= max_pairs:
             chosen = np.arange(pairs)
+        elif isinstance(generator, np.random.Generator):
+            chosen = generator.choice(pairs, size=max_pairs, replace=False)
         else:
-            if generator is None:
-                raise ValueError(f"a generator is needed to draw {max_pairs} of {pairs} {kind} pairs")
-            draw = draw or _numpy_generator(generator)
-            chosen = draw.choice(pairs, size=max_pairs, replace=False)
+            raise TypeError(
+                f"generator must be a numpy.random.Generator to draw {max_pairs} of {pairs} {kind} pairs, "
+                f"got {type(generator).__name__}"
+            )
         left = np.searchsorted(before, chosen, side="right") - 1
         right = partner[left] + chosen - before[left]
         results.append(_paired(features, order[left], order[right]))

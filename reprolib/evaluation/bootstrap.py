@@ -19,16 +19,15 @@ of their deviations: Fafchamps and Gubert, 2007). Every replicate is exact over 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from scipy import special, stats
 
-from .._checks import Array, check_count, far_values, feature_rows, float_array, label_array, row_tensor, unit_rows
-from .intervals import Estimate, checked_level, clopper_pearson
-from .roc import allowed_false_accepts
+from .._checks import Array, check_count, far_values, float_array, label_array
+from .features import pair_blocks, unit_array
+from .intervals import Estimate, clopper_pearson, logit_interval, student_half_width
+from .roc import allowed_false_accepts, crossing
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,83 +39,49 @@ class ScoredPairs:
     second: np.ndarray
 
 
-@torch.no_grad()
 def scored_pairs(features: Array, labels: Array) -> ScoredPairs:
     """Cosines of all N (N - 1) / 2 pairs of rows of `features` (N, d), with the people in `labels` (N,) of both.
 
-    Float32 (float64 for float64 features); 12 bytes a pair and up, 20 for float64.
+    In float32, or float64 for float64 features.
     """
-    rows = row_tensor(feature_rows(features, "features"))
-    rows = rows.to("cpu", torch.float64 if rows.dtype == torch.float64 else torch.float32)
-    unit = unit_rows(rows, "features").numpy()
+    unit = unit_array(features)
     people = np.unique(label_array(labels, "labels", len(unit)), return_inverse=True)[1].astype(np.int32)
-    size = len(unit)
-    scores = np.empty(size * (size - 1) // 2, dtype=unit.dtype)
-    first, second = np.empty(len(scores), dtype=np.int32), np.empty(len(scores), dtype=np.int32)
-    end = 0
-    for row in range(size - 1):
-        part = slice(end, end + size - 1 - row)
-        scores[part] = unit[row + 1 :] @ unit[row]
-        first[part], second[part] = people[row], people[row + 1 :]
-        end = part.stop
-    return ScoredPairs(scores, first, second)
+    return ScoredPairs(*(np.concatenate(column) for column in zip(*pair_blocks(unit, people), strict=True)))
+
+
+def far_name(far: float) -> str:
+    """How a FAR is written in names: 1e-3, 2.5e-1."""
+    return np.format_float_scientific(far, trim="-", exp_digits=1)
 
 
 class _Sorted:
-    """Scores from the highest down with their people, and what no replicate changes: where the kinds interleave."""
+    """The pairs from the highest score down, and where the score changes: what no draw changes."""
 
     def __init__(self, scores: np.ndarray, first: np.ndarray, second: np.ndarray, cell: np.ndarray) -> None:
-        same = first == second
-        order = [np.flatnonzero(kind)[np.argsort(-scores[kind], kind="stable")] for kind in (same, ~same)]
-        self.genuine, self.impostor = (scores[part] for part in order)
-        self.person = first[order[0]]
-        self.first, self.second, self.cell = first[order[1]], second[order[1]], cell[order[1]]
-        self.steps = np.unique(scores)[::-1]
-        # numbers of impostor scores above, and at or above, each genuine score
-        ascending = self.impostor[::-1]
-        self.above = len(ascending) - np.searchsorted(ascending, self.genuine, "right")
-        self.reached = len(ascending) - np.searchsorted(ascending, self.genuine, "left")
+        order = np.argsort(-scores, kind="stable")
+        scores, self.first, self.second, self.cell = scores[order], first[order], second[order], cell[order]
+        self.same = self.first == self.second
+        self.ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+        self.steps = scores[self.ends]
 
-    def statistics(
-        self, genuine_weight: np.ndarray, impostor_weight: np.ndarray, fars: np.ndarray, thresholds: np.ndarray
-    ) -> list[float]:
-        """EER, AUC, TAR at each FAR, FAR at each threshold, with integer weights in sorted order."""
-        accepted = [np.concatenate(([0], np.cumsum(w, dtype=np.int64))) for w in (genuine_weight, impostor_weight)]
-        genuine, impostor = accepted
-        sizes = genuine[-1], impostor[-1]
-        # AUC = P(genuine > impostor) + P(tie)/2
-        beaten = 2 * sizes[1] - impostor[self.above] - impostor[self.reached]
-        auc = float(genuine_weight.astype(np.float64) @ beaten / (2.0 * sizes[0] * sizes[1]))
-        # lowest impostor score above which at most far * total weight is accepted; acceptance is strict
-        cut = np.searchsorted(impostor[1:], allowed_false_accepts(fars, int(sizes[1])), side="right")
-        limits = np.where(
-            cut < len(self.impostor), self.impostor[np.minimum(cut, len(self.impostor) - 1)].astype(np.float64), -np.inf
+    def statistics(self, weight: np.ndarray, fars: np.ndarray, thresholds: np.ndarray) -> np.ndarray | None:
+        """EER, AUC, TAR at each FAR, FAR above each threshold, where the i-th pair of these counts `weight[i]` times.
+
+        None if no genuine or no impostor pair counts.
+        """
+        genuine, both = (
+            np.append(0, np.cumsum(counts, dtype=np.int64)[self.ends]) for counts in (weight * self.same, weight)
         )
-        tars = genuine[_above(self.genuine, limits)] / sizes[0]
-        rates = impostor[_above(self.impostor, thresholds)] / sizes[1]
-        return [self._equal_error_rate(genuine, impostor), auc, *tars.tolist(), *rates.tolist()]
-
-    def _equal_error_rate(self, genuine: np.ndarray, impostor: np.ndarray) -> float:
-        """FAR = FRR by linear interpolation between the two neighbouring steps of the weighted ROC curve."""
-
-        def step(index: int) -> tuple[float, float]:  # FAR and FAR + TAR - 1, accepting all scores >= steps[index]
-            if index < 0:
-                return 0.0, -1.0
-            i, g = (len(x) - np.searchsorted(x[::-1], self.steps[index], "left") for x in (self.impostor, self.genuine))
-            far = impostor[i] / impostor[-1]
-            return far, far + genuine[g] / genuine[-1] - 1
-
-        before, after = -1, len(self.steps) - 1  # FAR + TAR - 1 never falls: < 0 before, >= 0 after
-        while after - before > 1:
-            middle = (before + after) // 2
-            before, after = (before, middle) if step(middle)[1] >= 0 else (middle, after)
-        (far_before, gap_before), (far_after, gap_after) = step(before), step(after)
-        return far_before + gap_before / (gap_before - gap_after) * (far_after - far_before)
-
-
-def _above(descending: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """How many of the scores exceed each threshold."""
-    return len(descending) - np.searchsorted(descending[::-1].astype(np.float64, copy=False), thresholds, "right")
+        impostor = both - genuine
+        sizes = genuine[-1], impostor[-1]
+        if not all(sizes):
+            return None
+        eer = crossing(genuine / sizes[0], impostor / sizes[1])
+        # the area under the straight lines between the steps, ties half
+        auc = np.diff(impostor) @ (genuine[1:] + genuine[:-1]) / (2 * sizes[0] * sizes[1])
+        last = np.searchsorted(impostor, allowed_false_accepts(fars, int(sizes[1])), "right") - 1
+        above = len(self.steps) - np.searchsorted(self.steps[::-1], thresholds, "right")
+        return np.concatenate(([eer, auc], genuine[last] / sizes[0], impostor[above] / sizes[1]))
 
 
 def bootstrap_people(
@@ -129,7 +94,7 @@ def bootstrap_people(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Estimate]:
-    """`eer`, `auc`, `tar@FAR` for each of `fars` and `far@SCORE` for each of `thresholds`, over people drawn again.
+    """`EER`, `AUC`, `TAR@FAR` for each of `fars` and `FAR@SCORE` for each of `thresholds`, over people drawn again.
 
     The values are those of `equal_error_rate`, `roc_auc` and `tar_at_far` for the pairs as they are. With `other`, the
     same pairs scored by another embedding, every entry is the difference pairs - other, both judged on the same draws.
@@ -141,77 +106,70 @@ def bootstrap_people(
     Raises ValueError for shapes, NaN, fewer than two people, one kind of pair only, `other` with other pairs, a FAR
     outside (0, 1]; TypeError for wrong dtypes.
     """
-    check_count(draws, "draws")
-    level = checked_level(level)
+    check_count(draws, "draws", low=2)
     rates = far_values(list(fars))[0] if len(fars) else np.empty(0)
     limits = float_array(np.asarray(thresholds, dtype=np.float64), "thresholds", 1) if len(thresholds) else np.empty(0)
-    judged, people, cells = _prepared(pairs, other)
-    names = ["eer", "auc", *(f"tar@{far:g}" for far in rates), *(f"far@{limit:g}" for limit in limits)]
-    signs = (1, -1)[: len(judged)]
+    names = ["EER", "AUC", *(f"TAR@{far_name(far)}" for far in rates), *(f"FAR@{limit:g}" for limit in limits)]
 
-    def measured(weights: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        each = [s.statistics(*pair, rates, limits) for s, pair in zip(judged, weights, strict=True)]
-        return np.asarray(signs) @ np.asarray(each)
-
-    ones = [(np.ones(len(s.genuine), np.int32), np.ones(len(s.impostor), np.int32)) for s in judged]
-    values = measured(ones)
-    generator = np.random.default_rng(seed)
-    by_people: list[np.ndarray] = []
-    by_pairs: list[np.ndarray] = []
-    while len(by_people) < draws:
-        times = np.bincount(generator.integers(0, people, people), minlength=people).astype(np.int32)
-        weights = [(times[s.person], times[s.first] * times[s.second]) for s in judged]
-        # few people: a draw without a genuine or an impostor pair measures nothing and is drawn again
-        if weights[0][0].any() and weights[0][1].any():
-            by_people.append(measured(weights))
-    while len(by_pairs) < draws:
-        times = 2 * generator.integers(0, 2, cells, dtype=np.int32)
-        weights = [(own[0], times[s.cell]) for s, own in zip(judged, ones, strict=True)]
-        if weights[0][1].any():
-            by_pairs.append(measured(weights))
-    drawn, paired = (np.var(rows, axis=0, ddof=1) if draws > 1 else 0 * values for rows in (by_people, by_pairs))
-    deviations = np.sqrt(np.maximum(drawn - 2 * paired, drawn / 3))
-    method = f"bootstrap over {people} people, {draws} draws, seed {seed}"
-    count = len(pairs.scores)
-    return {
-        name: _estimate(float(value), float(deviation), people, count, level, method, rate=other is None)
-        for name, value, deviation in zip(names, values, deviations, strict=True)
-    }
-
-
-def _prepared(pairs: ScoredPairs, other: ScoredPairs | None) -> tuple[list[_Sorted], int, int]:
-    """Sorted scores of one or two embeddings, the number of people and that of pairs of different people."""
-    scores = float_array(pairs.scores, "scores", 1)
-    sides = [label_array(side, name, len(scores)) for side, name in ((pairs.first, "first"), (pairs.second, "second"))]
-    names, index = np.unique(np.concatenate(sides), return_inverse=True)
-    first, second = index[: len(scores)].astype(np.int32), index[len(scores) :].astype(np.int32)
+    scores = [float_array(one.scores, "scores", 1) for one in (pairs, other) if one is not None]
+    if other is not None and not all(
+        np.array_equal(mine, theirs)
+        for mine, theirs in ((pairs.first, other.first), (pairs.second, other.second), map(np.shape, scores))
+    ):
+        raise ValueError("other must score the same pairs, got pairs of other people")
+    size = len(scores[0])
+    sides = label_array(pairs.first, "first", size), label_array(pairs.second, "second", size)
+    people, index = np.unique(np.concatenate(sides), return_inverse=True)
+    first, second = index[:size].astype(np.int32), index[size:].astype(np.int32)
     same = first == second
     if same.all() or not same.any():
-        raise ValueError(f"pairs must be genuine and impostor, got {int(same.sum())} genuine of {len(same)}")
-    low, high = np.minimum(first, second).astype(np.int64), np.maximum(first, second)
-    met, cell = np.unique(low * len(names) + high, return_inverse=True)
-    judged = [_Sorted(scores, first, second, cell.astype(np.int32))]
-    if other is not None:
-        for side, name in ((other.first, "first"), (other.second, "second")):
-            if not np.array_equal(np.asarray(side), np.asarray(getattr(pairs, name))):
-                raise ValueError(f"other must score the same pairs, got different people in {name}")
-        second_scores = float_array(other.scores, "scores of other", 1)
-        if len(second_scores) != len(scores):
-            raise ValueError(f"scores of other must have {len(scores)} entries, got {len(second_scores)}")
-        judged.append(_Sorted(second_scores, first, second, cell.astype(np.int32)))
-    return judged, len(names), len(met)
+        raise ValueError(f"pairs must be genuine and impostor, got {int(same.sum())} genuine of {size}")
+    met, cell = np.unique(
+        np.minimum(first, second).astype(np.int64) * len(people) + np.maximum(first, second), return_inverse=True
+    )
+    judged = [_Sorted(values, first, second, cell.astype(np.int32)) for values in scores]
+    generator = np.random.default_rng(seed)
+
+    def measured(weigh: Callable[[_Sorted], np.ndarray]) -> np.ndarray | None:
+        each = [one.statistics(weigh(one), rates, limits) for one in judged]
+        return each[0] if other is None or each[0] is None else each[0] - each[1]
+
+    def people_drawn() -> Callable[[_Sorted], np.ndarray]:
+        times = np.bincount(generator.integers(0, len(people), len(people)), minlength=len(people)).astype(np.int32)
+        return lambda one: times[one.first] * np.where(one.same, 1, times[one.second])
+
+    def pairs_drawn() -> Callable[[_Sorted], np.ndarray]:
+        times = 2 * generator.integers(0, 2, len(met), dtype=np.int32)
+        return lambda one: np.where(one.same, 1, times[one.cell])
+
+    def variance(draw: Callable[[], Callable[[_Sorted], np.ndarray]]) -> np.ndarray:
+        rows: list[np.ndarray] = []
+        while len(rows) < draws:
+            # few people: a draw without a genuine or an impostor pair measures nothing and is drawn again
+            if (row := measured(draw())) is not None:
+                rows.append(row)
+        return np.var(rows, axis=0, ddof=1)
+
+    values = measured(lambda one: np.ones(size, np.int32))
+    assert values is not None  # both kinds are there
+    by_people = variance(people_drawn)
+    deviations = np.sqrt(np.maximum(by_people - 2 * variance(pairs_drawn), by_people / 3))
+    method = f"bootstrap over {len(people)} people, {draws} draws, seed {seed}"
+    return {
+        name: _estimate(float(value), float(deviation), len(people), size, level, method, rate=other is None)
+        for name, value, deviation in zip(names, values, deviations, strict=True)
+    }
 
 
 def _estimate(
     value: float, deviation: float, people: int, count: int, level: float, method: str, *, rate: bool
 ) -> Estimate:
-    reach = float(stats.t.isf((1 - level) / 2, people - 1)) * deviation
+    half = student_half_width(deviation, people, level)
     if not rate:
-        return Estimate(value, value - reach, value + reach, level=level, count=count, method=method)
-    if not 0 < value < 1 or deviation == 0:
+        low, high = value - half, value + half
+    elif 0 < value < 1 and deviation > 0:
+        low, high = logit_interval(value, half)
+    else:
         low, high = clopper_pearson(min(max(value, 0.0), 1.0) * people, people, level)
-        return Estimate(value, low, high, level=level, count=count, method=f"Clopper-Pearson on {people} people")
-    # d logit(p)/dp = 1 / (p (1 - p))
-    logit, reach = special.logit(value), reach / (value * (1 - value))
-    low, high = special.expit(logit - reach), special.expit(logit + reach)
-    return Estimate(value, min(low, value), max(high, value), level=level, count=count, method=method)
+        method = f"Clopper-Pearson on {people} people"
+    return Estimate(value, low, high, level=level, count=count, method=method)

@@ -53,15 +53,6 @@ class Decision:
     level: float
     detectable: float | None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        plain: dict[str, Any] = {key: getattr(self, key) for key in ("verdict", "reason", "n", "level", "detectable")}
-        return {
-            **plain,
-            "difference": self.difference.as_dict(),
-            "relative": None if self.relative is None else self.relative.as_dict(),
-        }
-
 
 def decide(
     ours: Sequence[float] | np.ndarray,
@@ -205,38 +196,31 @@ def _relative(
 def _superiority(
     difference: Estimate, gain: Estimate | None, better: str | None, paper_effect: float | None, relative: bool
 ) -> tuple[str, str]:
-    sign = -1 if better == "lower" else 1
-    low, high = sorted((sign * difference.low, sign * difference.high))
+    # both ends as gains: positive on the paper's side
+    low, high = difference.low, difference.high
+    if better == "lower":
+        low, high = -high, -low
     shown = f"the {difference.level:.0%} interval of the difference, [{difference.low:.4g}, {difference.high:.4g}],"
-    effect = (
-        gain
-        if relative
-        else Estimate(
-            sign * difference, low, high, level=difference.level, count=difference.count, method=difference.method
-        )
-    )
-    small = paper_effect is not None and effect is not None and effect.high < paper_effect * _THIRD
-    third = (
-        ""
-        if effect is None or paper_effect is None
-        else (f"the effect is at most {effect.high:.3g}, below a third of the paper's {paper_effect:.3g}")
-    )
+    most = (gain.high if gain is not None else None) if relative else high
+    small = None
+    if paper_effect is not None and most is not None and most < paper_effect * _THIRD:
+        small = f"the effect is at most {most:.3g}, below a third of the paper's {paper_effect:.3g}"
     if low > 0:
-        return "reproduced", f"{shown} lies on the paper's side of 0" + (f", though {third}" if small else "")
+        return "reproduced", f"{shown} lies on the paper's side of 0" + (f", though {small}" if small else "")
     if high < 0:
         return "contradicted", f"{shown} lies on the other side of 0 than the paper's"
     if small:
-        return "contradicted", f"{shown} holds 0, and {third}"
-    undefined = paper_effect is not None and effect is None
+        return "contradicted", f"{shown} holds 0, and {small}"
+    undefined = paper_effect is not None and most is None
     return "inconclusive", f"{shown} holds 0" + (", and the relative effect is undefined" if undefined else "")
 
 
 def _equivalence(difference: Estimate, margin: float | None) -> tuple[str, str]:
-    bound = float(margin or 0.0)
-    shown = f"the {difference.level:.0%} interval of the difference, [{difference.low:.4g}, {difference.high:.4g}],"
-    if -bound < difference.low and difference.high < bound:
+    bound, low, high = float(margin or 0.0), difference.low, difference.high
+    shown = f"the {difference.level:.0%} interval of the difference, [{low:.4g}, {high:.4g}],"
+    if -bound < low and high < bound:
         return "reproduced", f"{shown} lies within the margin of +-{bound:g}"
-    if difference.low > bound or difference.high < -bound:
+    if low > bound or high < -bound:
         return "contradicted", f"{shown} lies outside the margin of +-{bound:g}"
     return "inconclusive", f"{shown} reaches over the margin of +-{bound:g}"
 

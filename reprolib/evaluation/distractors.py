@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,28 +13,54 @@ from .intervals import Estimate, proportion
 from .roc import allowed_false_accepts, rates_above
 
 _BLOCK = 1 << 22  # cosines, or feature values, held at once
+_HALF_UNIT = 2.0**-9  # largest relative error of rounding to bfloat16
 
 
-def _units(values: Array, name: str, like: torch.Tensor | None = None) -> torch.Tensor:
-    """Unit rows, on the device and in the dtype of `like` (else float32, or float64 for float64)."""
+def _units(values: Array, name: str) -> torch.Tensor:
+    """Unit rows in float32, or float64 for float64."""
     rows = row_tensor(values)
-    if like is None:
-        return unit_rows(rows.to(torch.float64 if rows.dtype == torch.float64 else torch.float32), name)
-    return unit_rows(rows.to(like), name)
+    return unit_rows(rows if rows.dtype == torch.float64 else rows.float(), name)
+
+
+def _screening_dtype(probes: torch.Tensor) -> torch.dtype:
+    """bfloat16 where the processor multiplies it and torch is let to use that: four times as fast as float32."""
+    able = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    fast = torch.backends.cpu.get_cpu_capability() == "AVX512" and able()
+    if fast and probes.dtype == torch.float32 and probes.device.type == "cpu":
+        return torch.bfloat16
+    return probes.dtype
+
+
+def _slack(dtype: torch.dtype, dim: int) -> float:
+    """Bound on the error of a cosine of unit vectors from a product in `dtype`.
+
+    In bfloat16 with u = 2^-9: factors rounded, (2u + u^2) sum_k |p_k d_k| <= 2u + u^2; the result rounded, u; sums in
+    float32, dim 2^-24. Twice the last, and a hundredth of u, cover the unit vectors' own rounding.
+    """
+    if dtype == torch.bfloat16:
+        return 3.01 * _HALF_UNIT + dim * 2.0**-23
+    return 4 * torch.finfo(dtype).eps * (1 + dim**0.5)
 
 
 def _products(
-    probes: torch.Tensor, distractors: Array, start: int, stop: int, wanted: Callable[[], torch.Tensor]
+    probes: torch.Tensor,
+    distractors: Array,
+    start: int,
+    stop: int,
+    wanted: Callable[[], torch.Tensor],
+    dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """(rows, cosines, chunk): cosines of the `wanted` rows of `probes` with chunks of distractors `start` to `stop`.
 
     `wanted` is asked anew for each chunk, which holds unit vectors. Chunk and cosines lie in memory that the next ones
-    are written over: fresh memory of that size would come from the system page by page.
+    are written over: fresh memory of that size would come from the system page by page. The products are made in
+    `dtype` (default: that of `probes`), the chunk is in the dtype of `probes`.
     """
-    dim = probes.shape[1]
+    dim, dtype = probes.shape[1], dtype or probes.dtype
+    factors = probes.to(dtype)
     columns = max(1, min(_BLOCK // dim, 1 << 14, stop - start))
     at_once = max(1, _BLOCK // columns)
-    units, products = probes.new_empty(columns, dim), probes.new_empty(min(at_once, len(probes)) * columns)
+    units, products = probes.new_empty(columns, dim), factors.new_empty(min(at_once, len(probes)) * columns)
     for left in range(start, stop, columns):
         part = distractors[left : min(left + columns, stop)]
         chunk = units[: len(part)]
@@ -44,37 +70,34 @@ def _products(
         else:
             chunk.copy_(row_tensor(part))
         unit_rows(chunk, "distractors", out=chunk)
+        factor = chunk.to(dtype)
         for rows in wanted().split(at_once):
             cosines = products[: len(rows) * len(chunk)].view(len(rows), len(chunk))
-            yield rows, torch.mm(probes[rows], chunk.T, out=cosines), chunk
+            yield rows, torch.mm(factors[rows], factor.T, out=cosines), chunk
 
 
 def _rivals(
-    cosines: torch.Tensor, mate: torch.Tensor, probes: torch.Tensor, mates: torch.Tensor, chunk: torch.Tensor
+    cosines: torch.Tensor, mate: torch.Tensor, probes: torch.Tensor, mates: torch.Tensor, chunk: torch.Tensor, k: int
 ) -> torch.Tensor:
-    """How many cosines in each row are >= that of the mate, with close calls decided in float64.
+    """How many cosines in each row are >= that of the mate, at least up to `k`, with close calls decided in float64.
 
     The matrix product rounds differently from a single dot product, so that a distractor equal to the mate
     would win or lose by chance. What is left is the rounding of the unit vectors: 4 eps count as a tie.
     """
-    tie = 4 * torch.finfo(cosines.dtype).eps
-    slack = tie * (1 + probes.shape[1] ** 0.5)
+    tie = 4 * torch.finfo(probes.dtype).eps
+    slack = _slack(cosines.dtype, probes.shape[1])
     ahead = torch.zeros(len(cosines), dtype=torch.int64, device=cosines.device)
     # a row's maximum is one cheap pass; few rows reach their mate and are counted
     rows = torch.nonzero(cosines.amax(dim=1) >= mate - slack)[:, 0]
-    cosines, mate = cosines[rows], mate[rows]
+    cosines, mate = cosines[rows].to(mate.dtype), mate[rows]
     ahead[rows] = (cosines > mate[:, None] + slack).sum(dim=1)
     reached = (cosines >= mate[:, None] - slack).sum(dim=1)
-    for i in torch.nonzero(reached > ahead[rows])[:, 0].tolist():
+    for i in torch.nonzero((reached > ahead[rows]) & (ahead[rows] < k))[:, 0].tolist():
         row = int(rows[i])
         close = torch.nonzero((cosines[i] - mate[i]).abs() <= slack)[:, 0]
         # <p, d> >= <p, b>  <=>  <p, d - b> >= 0
         ahead[row] += ((chunk[close].double() - mates[row].double()) @ probes[row].double() >= -tie).sum()
     return ahead
-
-
-def _below(counts: torch.Tensor, limit: int) -> torch.Tensor:
-    return torch.nonzero(counts < limit)[:, 0]
 
 
 @torch.no_grad()
@@ -97,15 +120,13 @@ def distractor_identification(
     list, for galleries of the first 10, 100, .. distractors. Features need not be normalised. Beside the data
     and unit copies of `probes` and `mates`, some 100 MiB are used whatever N is: `distractors` may be a
     memory-mapped array, and is moved to the device of `probes` block by block. Products are in the dtype of
-    `probes` (TF32 must be off, torch's default), close calls in float64.
+    `probes` (TF32 must be off, torch's default), or in bfloat16 where the processor is fast at that; what is closer
+    than the bound on their error is decided in float64, so the result is the same.
 
     Wilson interval on the P trials; trials that share an image are not independent, it is then too narrow.
     """
-    probes, mates, distractors = (
-        feature_rows(probes, "probes"),
-        feature_rows(mates, "mates"),
-        feature_rows(distractors, "distractors"),
-    )
+    probes, mates = feature_rows(probes, "probes"), feature_rows(mates, "mates")
+    distractors = feature_rows(distractors, "distractors")
     if probes.shape != mates.shape or probes.shape[1] != distractors.shape[1]:
         raise ValueError(
             f"probes and mates must be (P, d) and distractors (N, d), got {tuple(probes.shape)}, "
@@ -118,16 +139,18 @@ def distractor_identification(
     if not wanted:
         raise ValueError("sizes must not be empty")
     probes = _units(probes, "probes")
-    mates = _units(mates, "mates", like=probes)
+    mates = unit_rows(row_tensor(mates).to(probes), "mates")
     mate = (probes * mates).sum(dim=1)
     ahead = torch.zeros(len(probes), dtype=torch.int64, device=probes.device)
     hits: dict[int, int] = {}
     start = 0
+
+    def undecided() -> torch.Tensor:  # a probe with k rivals has failed for good
+        return torch.nonzero(ahead < k)[:, 0]
+
     for size in sorted(set(wanted)):
-        # a probe with k rivals has failed for good
-        left = partial(_below, ahead, k)
-        for rows, cosines, chunk in _products(probes, distractors, start, size, left):
-            ahead[rows] += _rivals(cosines, mate[rows], probes[rows], mates[rows], chunk)
+        for rows, cosines, chunk in _products(probes, distractors, start, size, undecided, _screening_dtype(probes)):
+            ahead[rows] += _rivals(cosines, mate[rows], probes[rows], mates[rows], chunk, k)
         hits[size] = int((ahead < k).sum())
         start = size
     results = [proportion(hits[size], len(probes), level=level, note=f"{size} distractors") for size in wanted]
@@ -137,7 +160,7 @@ def distractor_identification(
 @torch.no_grad()
 def distractor_verification(
     genuine: Array, probes: Array, distractors: Array, far: float | Sequence[float], *, level: float = 0.95
-) -> Estimate | list[Estimate]:
+) -> Any:
     """`tar_at_far(genuine, c, far)`, c the cosines of all `probes` (P, d) with all `distractors` (N, d).
 
     MegaFace's verification: TAR at FAR = 1e-6 over billions of impostor pairs, which are made block by block
@@ -161,8 +184,8 @@ def distractor_verification(
     held, floor = 0, -np.inf
     everyone = torch.arange(len(probes), device=probes.device)
     for _, cosines, _ in _products(probes, distractors, 0, len(distractors), lambda: everyone):
-        part = cosines[cosines.amax(dim=1) > floor]
-        part = part[part > floor].cpu().numpy()
+        reaching = cosines[cosines.amax(dim=1) > floor]
+        part = reaching[reaching > floor].cpu().numpy()
         parts.append(part)
         held += len(part)
         if held > keep + _BLOCK:

@@ -6,33 +6,46 @@ vectors, so that their dot product is the score.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
 from .._checks import Array, feature_rows, label_array, row_tensor, unit_rows
+from .verification import fold_ids
 
 _CELLS = 1 << 22  # products held at once
 
 
+def unit_array(features: Array, name: str = "features") -> np.ndarray:
+    """Unit rows of `features` (N, d) in float32, or float64 for float64."""
+    rows = row_tensor(feature_rows(features, name)).cpu()
+    return unit_rows(rows if rows.dtype == torch.float64 else rows.float(), name).numpy()
+
+
 def _both(first: Any, second: Any, names: tuple[str, str]) -> tuple[torch.Tensor, torch.Tensor, Any]:
     """Two feature matrices of one shape as tensors of one dtype (float32 or more), and the kind given."""
-    rows = [feature_rows(values, name) for values, name in zip((first, second), names, strict=True)]
-    if rows[0].shape != rows[1].shape:
-        shapes = [tuple(values.shape) for values in rows]
+    kinds = [feature_rows(values, name) for values, name in zip((first, second), names, strict=True)]
+    shapes = [tuple(values.shape) for values in kinds]
+    if shapes[0] != shapes[1]:
         raise ValueError(f"{names[0]} and {names[1]} must have the same shape, got {shapes[0]} and {shapes[1]}")
-    kind = rows[0]
-    tensors = [row_tensor(values) for values in rows]
-    dtype = torch.float64 if any(values.dtype == torch.float64 for values in tensors) else torch.float32
-    return tensors[0].to(dtype), tensors[1].to(tensors[0].device, dtype), kind
-
-
-def _like(kind: Any, rows: torch.Tensor) -> Array:
-    return rows if isinstance(kind, torch.Tensor) else rows.numpy()
+    a, b = map(row_tensor, kinds)
+    dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
+    return a.to(dtype), b.to(a.device, dtype), kinds[0]
 
 
 @torch.no_grad()
+def _merged(
+    features: Array, flipped: Array, unit_first: bool, merge: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> Array:
+    first, second, kind = _both(features, flipped, ("features", "flipped"))
+    if unit_first:
+        first, second = unit_rows(first, "features"), unit_rows(second, "flipped features")
+    rows = unit_rows(merge(first, second), "merged features")
+    return rows if isinstance(kind, torch.Tensor) else rows.numpy()
+
+
 def flip_sum(features: Array, flipped: Array, *, unit_first: bool = False) -> Array:
     """Features (N, d) of images plus those of the mirrored images, L2-normalised: (f + f') / |f + f'|.
 
@@ -42,13 +55,9 @@ def flip_sum(features: Array, flipped: Array, *, unit_first: bool = False) -> Ar
 
     Raises ValueError for wrong shapes, NaN, or a sum of zero; TypeError for a dtype that is not floating.
     """
-    first, second, kind = _both(features, flipped, ("features", "flipped"))
-    if unit_first:
-        first, second = unit_rows(first, "features"), unit_rows(second, "flipped features")
-    return _like(kind, unit_rows(first + second, "flip sums"))
+    return _merged(features, flipped, unit_first, torch.add)
 
 
-@torch.no_grad()
 def flip_concat(features: Array, flipped: Array, *, unit_first: bool = False) -> Array:
     """Features (N, d) of images beside those of the mirrored images, L2-normalised: [f, f'] / |[f, f']|.
 
@@ -57,10 +66,7 @@ def flip_concat(features: Array, flipped: Array, *, unit_first: bool = False) ->
     is then the mean of the cosine of the images and that of the mirrored images. Returns (N, 2d) in the kind
     of `features` (half precision gives float32). Raises as `flip_sum`.
     """
-    first, second, kind = _both(features, flipped, ("features", "flipped"))
-    if unit_first:
-        first, second = unit_rows(first, "features"), unit_rows(second, "flipped features")
-    return _like(kind, unit_rows(torch.cat((first, second), dim=1), "flip concatenations"))
+    return _merged(features, flipped, unit_first, lambda first, second: torch.cat((first, second), dim=1))
 
 
 @torch.no_grad()
@@ -75,18 +81,16 @@ def pair_cosines(first: Array, second: Array) -> np.ndarray:
 def centred_cosines(first: Array, second: Array, folds: Array) -> np.ndarray:
     """Cosines (k, n) of the pairs after centring on the training folds of each of the k folds.
 
-    Pair i is row i of `first` and of `second`, both (n, d); `folds` (n,) integer ids as in
-    `verification_accuracy`, which takes the result as it is. In row f the mean of all 2 (n - n_f) features of
-    the other folds' pairs is subtracted from both features before their cosine is taken: SphereFace's
-    released evaluation. The mean sees no pair of the fold that is judged.
+    Pair i is row i of `first` and of `second`, both (n, d); `folds` as in `verification_accuracy`, which takes the
+    result as it is. In row f the mean of all 2 (n - n_f) features of the other folds' pairs is subtracted from both
+    features before their cosine is taken: SphereFace's released evaluation. The mean sees no pair of the fold that is
+    judged.
 
     Raises ValueError for shapes, NaN, fewer than two folds, or a feature that equals the mean.
     """
     a, b, _ = _both(first, second, ("first", "second"))
     a, b = a.double().cpu(), b.double().cpu()
-    ids = np.unique(label_array(folds, "folds", len(a)), return_inverse=True)[1]
-    if ids.max() < 1:
-        raise ValueError("folds must name at least 2 different folds, got 1")
+    ids = fold_ids(folds, len(a))
     rows = []
     for fold in range(ids.max() + 1):
         train = torch.from_numpy(ids != fold)
@@ -96,30 +100,27 @@ def centred_cosines(first: Array, second: Array, folds: Array) -> np.ndarray:
     return np.stack(rows)
 
 
-@torch.no_grad()
+def pair_blocks(unit: np.ndarray, people: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Cosines of the pairs of unit rows i < j and the people of both, block by block: (0, 1), (0, 2) .. (1, 2) .."""
+    step = max(1, _CELLS // len(unit))
+    for start in range(0, len(unit), step):
+        cosines = unit[start : start + step] @ unit[start:].T
+        later = np.arange(cosines.shape[1]) > np.arange(len(cosines))[:, None]
+        first, second = np.broadcast_arrays(people[start : start + step, None], people[start:])
+        yield cosines[later], first[later], second[later]
+
+
 def all_pairs_cosines(features: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
     """Cosines of all N(N-1)/2 pairs of rows: (genuine, impostor), float32 (float64 for float64 features).
 
-    `features` (N, d), integer identities `labels` (N,). Made block by block straight into the two results,
-    which take 4 bytes a pair (188 MB for the 47 million pairs of a BLUFR trial). Either may be empty.
+    `features` (N, d), integer identities `labels` (N,). Made block by block; the results take 4 bytes a pair (188 MB
+    for the 47 million pairs of a BLUFR trial), twice that while they are put together. Either may be empty.
     """
-    rows = row_tensor(feature_rows(features, "features"))
-    rows = rows.to("cpu", torch.float64 if rows.dtype == torch.float64 else torch.float32)
-    unit = unit_rows(rows, "features").numpy()
+    unit = unit_array(features)
     labels = label_array(labels, "labels", len(unit))
-    sizes = np.unique(labels, return_counts=True)[1].astype(np.int64)
-    mated = int((sizes * (sizes - 1) // 2).sum())
-    genuine = np.empty(mated, dtype=unit.dtype)
-    impostor = np.empty(len(unit) * (len(unit) - 1) // 2 - mated, dtype=unit.dtype)
-    step = max(1, _CELLS // len(unit))
-    ends = [0, 0]
-    for start in range(0, len(unit), step):
-        cosines = unit[start : start + step] @ unit[start:].T
-        # row i of the block meets the columns after its own diagonal
-        later = np.arange(cosines.shape[1]) > np.arange(len(cosines))[:, None]
-        same = labels[start : start + step, None] == labels[start:]
-        for kind, (store, wanted) in enumerate(((genuine, later & same), (impostor, later & ~same))):
-            part = cosines[wanted]
-            store[ends[kind] : ends[kind] + len(part)] = part
-            ends[kind] += len(part)
-    return genuine, impostor
+    genuine, impostor = [], []
+    for cosines, first, second in pair_blocks(unit, labels):
+        same = first == second
+        genuine.append(cosines[same])
+        impostor.append(cosines[~same])
+    return np.concatenate(genuine), np.concatenate(impostor)

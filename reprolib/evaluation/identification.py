@@ -8,18 +8,18 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
+from typing import Any
 
 import numpy as np
 
 from .._checks import Array, check_count, far_values, float_array, label_array
-from .intervals import Estimate, proportion, wilson
+from .intervals import Estimate, proportion
 from .roc import rates_above, threshold_at_far
 
 _BLOCK = 1 << 22  # scores handled at once
 
 
-def search(
+def _search(
     similarity: Array, probe_labels: Array, gallery_labels: Array
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """For each probe: has it a mate, the rank of its best mate, that mate's score, the best score of all."""
@@ -40,7 +40,7 @@ def search(
 
 
 def _closed_set_ranks(similarity: Array, probe_labels: Array, gallery_labels: Array) -> tuple[np.ndarray, int]:
-    has_mate, rank, _, _ = search(similarity, probe_labels, gallery_labels)
+    has_mate, rank, _, _ = _search(similarity, probe_labels, gallery_labels)
     if not has_mate.all():
         missing = int(label_array(probe_labels, "probe_labels")[~has_mate][0])
         raise ValueError(
@@ -82,31 +82,9 @@ def cmc(
     max_rank = entries if max_rank is None else max_rank
     check_count(max_rank, "max_rank", high=entries)
     hits = np.cumsum(np.bincount(rank, minlength=entries + 1))[1 : max_rank + 1]
-    low, high = wilson(hits, len(rank), level)
-    rates = hits / len(rank)
-    return [Estimate(*row, level=level, count=len(rank), method="Wilson") for row in zip(rates, low, high, strict=True)]
+    return [proportion(int(hit), len(rank), level=level) for hit in hits]
 
 
-@overload
-def dir_at_far(
-    similarity: Array,
-    probe_labels: Array,
-    gallery_labels: Array,
-    far: float,
-    rank: int = 1,
-    *,
-    level: float = 0.95,
-) -> Estimate: ...
-@overload
-def dir_at_far(
-    similarity: Array,
-    probe_labels: Array,
-    gallery_labels: Array,
-    far: Sequence[float],
-    rank: int = 1,
-    *,
-    level: float = 0.95,
-) -> list[Estimate]: ...
 def dir_at_far(
     similarity: Array,
     probe_labels: Array,
@@ -115,7 +93,7 @@ def dir_at_far(
     rank: int = 1,
     *,
     level: float = 0.95,
-) -> Estimate | list[Estimate]:
+) -> Any:
     """Open-set detection and identification rate at FAR = `far` (TPIR at FPIR; Phillips, Grother, Micheals).
 
     `similarity` (P, G). Probes without a mate in the gallery are the impostors P_N, the others are P_G:
@@ -126,10 +104,11 @@ def dir_at_far(
     t is the lowest threshold with FAR(t) <= far; acceptance is strict and ties count against the probe, as in
     `tar_at_far`. At far = 1 every score is accepted: DIR equals the rank-r rate of P_G.
 
-    Wilson interval on P_G with the threshold held fixed; `supported` is False where far * |P_N| < 10. A
-    sequence of `far` gives a list. Raises ValueError unless there are probes with and without a mate.
+    An `Estimate` with the Wilson interval on P_G, the threshold held fixed; `supported` is False where
+    far * |P_N| < 10. A sequence of `far` gives a list. Raises ValueError unless there are probes with and without a
+    mate.
     """
-    has_mate, ranks, mate, best = search(similarity, probe_labels, gallery_labels)
+    has_mate, ranks, mate, best = _search(similarity, probe_labels, gallery_labels)
     check_count(rank, "rank", high=np.shape(similarity)[1])
     if has_mate.all() or not has_mate.any():
         raise ValueError(

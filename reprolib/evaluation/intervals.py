@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 
 class Estimate(float):
@@ -133,6 +133,13 @@ def proportion(successes: int, trials: int, *, level: float = 0.95, note: str = 
     return Estimate(successes / trials, low, high, level=level, count=trials, method=method, supported=supported)
 
 
+def logit_interval(rate: float, half: float) -> tuple[float, float]:
+    """Interval of a rate in (0, 1) of half width `half` to first order, taken on the logit so that it stays there."""
+    # d logit(p)/dp = 1 / (p (1 - p))
+    logit, half = np.log(rate / (1 - rate)), half / (rate * (1 - rate))
+    return min(special.expit(logit - half), rate), max(special.expit(logit + half), rate)
+
+
 def student_half_width(standard_error: float, groups: int, level: float = 0.95) -> float:
     """Half the width of Student's t interval with `groups - 1` degrees of freedom."""
     if groups < 2:
@@ -187,3 +194,12 @@ def clustered_mean(
     half = student_half_width(error, groups, level)
     method = f"Student t over {groups} {over} as clusters"
     return Estimate(mean, max(mean - half, low), min(mean + half, high), level=level, count=total, method=method)
+
+
+def mean_sd(values: Sequence[float] | np.ndarray, digits: int = 1) -> str:
+    """``"12.3 ± 0.4"``: mean and standard deviation (n - 1) over seeds; of one seed the value alone."""
+    numbers = np.asarray(values, dtype=float)
+    if numbers.ndim != 1 or numbers.size == 0:
+        raise ValueError(f"values must be one number a seed, got shape {numbers.shape}")
+    spread = f" ± {numbers.std(ddof=1):.{digits}f}" if len(numbers) > 1 else ""
+    return f"{numbers.mean():.{digits}f}{spread}"

@@ -104,25 +104,17 @@ def _official(rows: list[list[str]], lines: list[str], label: str) -> PairList:
         )
     first, second = [], []
     for index, row in enumerate(rows[1:]):
-        where = f"{label} line {index + 2}"
-        if index % (2 * each) < each:
-            if len(row) != 3:
-                raise ValueError(f"{where} must be a genuine pair 'name<TAB>i<TAB>j', got {_shown(lines[index + 1])}")
-            name, i, j = row
-            first.append(_key(name, i, where))
-            second.append(_key(name, j, where))
-            if first[-1] == second[-1]:
-                raise ValueError(f"{where} pairs image {i} of {name} with itself")
-        else:
-            if len(row) != 4:
-                raise ValueError(
-                    f"{where} must be an impostor pair 'name1<TAB>i<TAB>name2<TAB>j', got {_shown(lines[index + 1])}"
-                )
-            name, i, other, j = row
-            if name == other:
-                raise ValueError(f"{where} must pair two people, but both are {name}")
-            first.append(_key(name, i, where))
-            second.append(_key(other, j, where))
+        where, genuine = f"{label} line {index + 2}", index % (2 * each) < each
+        if len(row) != (3 if genuine else 4):
+            form = "a genuine pair 'name<TAB>i<TAB>j'" if genuine else "an impostor pair 'name1<TAB>i<TAB>name2<TAB>j'"
+            raise ValueError(f"{where} must be {form}, got {_shown(lines[index + 1])}")
+        name, i, other, j = (row[0], row[1], row[0], row[2]) if genuine else row
+        if not genuine and name == other:
+            raise ValueError(f"{where} must pair two people, but both are {name}")
+        first.append(_key(name, i, where))
+        second.append(_key(other, j, where))
+        if first[-1] == second[-1]:
+            raise ValueError(f"{where} pairs image {i} of {name} with itself")
     order = np.arange(expected)
     return PairList(tuple(first), tuple(second), order % (2 * each) < each, order // (2 * each))
 

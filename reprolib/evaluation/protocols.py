@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._checks import Array, check_count, feature_rows, label_array, row_tensor, unit_rows
-from .features import all_pairs_cosines
+from .._checks import Array, check_count, label_array
+from .features import all_pairs_cosines, unit_array
 from .identification import dir_at_far, rank_k_identification
 from .intervals import Estimate, mean_and_deviation, mean_estimate
 from .roc import tar_at_far
@@ -43,11 +43,8 @@ def summarise_splits(values: Sequence[float], *, level: float = 0.95, over: str 
         raise ValueError(f"the values of the {over} must be rates in [0, 1], got {rates.tolist()}")
     mean = mean_estimate(rates, level=level, over=over, low=0.0, high=1.0)
     deviation = mean_and_deviation(rates)[1]
-    supported = deviation > 0 and all(getattr(value, "supported", True) for value in values)
-    estimate = Estimate(
-        mean, mean.low, mean.high, level=level, count=len(rates), method=mean.method, supported=supported
-    )
-    return SplitSummary(estimate, deviation, tuple(rates.tolist()))
+    mean.supported = deviation > 0 and all(getattr(value, "supported", True) for value in values)
+    return SplitSummary(mean, deviation, tuple(rates.tolist()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +129,7 @@ def blufr(
     Raises ValueError for fewer than two trials, indices out of range or repeated, a probe that is also in the
     gallery, a gallery or probes outside the test set, and what the two measures refuse.
     """
-    rows = row_tensor(feature_rows(features, "features"))
-    unit = unit_rows(rows.float().cpu() if rows.element_size() < 4 else rows.cpu(), "features").numpy()
+    unit = unit_array(features)
     labels = label_array(labels, "labels", len(unit))
     if len(trials) < 2:
         raise ValueError(f"BLUFR reports the spread over its trials and needs at least 2, got {len(trials)}")
@@ -218,23 +214,20 @@ def template_protocol(
             raise ValueError(f"comparisons must have shape (n, 2), got {tuple(np.shape(comparisons))}")
         left, right = (rows(comparisons[:, side], "comparisons") for side in (0, 1))
         scores, same = np.einsum("ij,ij->i", units[left], units[right]), person[left] == person[right]
-        rates = list(far)
-        for rate, estimate in zip(rates, tar_at_far(scores[same], scores[~same], rates), strict=True):
-            found[f"TAR@FAR={rate:g}"] = estimate
+        rates = tar_at_far(scores[same], scores[~same], list(far))
+        found |= {f"TAR@FAR={rate:g}": estimate for rate, estimate in zip(far, rates, strict=True)}
     if gallery is not None and probes is not None:
         enrolled, searched = rows(gallery, "gallery"), rows(probes, "probes")
         similarity = units[searched] @ units[enrolled].T
         wanted, present = person[searched], person[enrolled]
         mated = np.isin(wanted, present)
-        for k in ranks:
-            if mated.any() and k <= len(enrolled):
-                found[f"rank-{k}"] = rank_k_identification(similarity[mated], wanted[mated], present, k)
-        if mated.any() and not mated.all():
-            rates = list(fpir)
-            for rate, estimate in zip(rates, dir_at_far(similarity, wanted, present, rates), strict=True):
-                found[f"TPIR@FPIR={rate:g}"] = estimate
-        elif not mated.any():
+        if not mated.any():
             raise ValueError("no probe has a mate in the gallery")
+        for k in (k for k in ranks if k <= len(enrolled)):
+            found[f"rank-{k}"] = rank_k_identification(similarity[mated], wanted[mated], present, k)
+        if not mated.all():
+            rates = dir_at_far(similarity, wanted, present, list(fpir))
+            found |= {f"TPIR@FPIR={rate:g}": estimate for rate, estimate in zip(fpir, rates, strict=True)}
     return found
 
 

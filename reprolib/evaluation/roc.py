@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any
 
 import numpy as np
-from scipy import special, stats
+from scipy import stats
 
 from .._checks import Array, check_count, far_values, float_array
-from .intervals import Estimate, checked_level, clopper_pearson, proportion
+from .intervals import Estimate, checked_level, clopper_pearson, logit_interval, proportion
 
 _BOOTSTRAP_CELLS = 1024
 
@@ -54,15 +54,11 @@ def _largest(scores: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     return found
 
 
-@overload
-def threshold_at_far(impostor: Array, far: float) -> float: ...
-@overload
-def threshold_at_far(impostor: Array, far: Sequence[float] | np.ndarray) -> list[float]: ...
-def threshold_at_far(impostor: Array, far: float | Sequence[float] | np.ndarray) -> float | list[float]:
+def threshold_at_far(impostor: Array, far: float | Sequence[float] | np.ndarray) -> Any:
     """The lowest t at which "accept iff score > t" accepts at most a share `far` of the `impostor` scores.
 
     t is the (floor(far * I) + 1)-th largest impostor score; -infinity (accept all) where far allows all of
-    them.
+    them. A sequence of `far` gives a list.
     """
     impostor = float_array(impostor, "impostor", 1)
     rates, scalar = far_values(far)
@@ -70,18 +66,12 @@ def threshold_at_far(impostor: Array, far: float | Sequence[float] | np.ndarray)
     return thresholds[0] if scalar else thresholds
 
 
-@overload
-def tar_at_far(genuine: Array, impostor: Array, far: float, *, level: float = 0.95) -> Estimate: ...
-@overload
-def tar_at_far(
-    genuine: Array, impostor: Array, far: Sequence[float] | np.ndarray, *, level: float = 0.95
-) -> list[Estimate]: ...
 def tar_at_far(
     genuine: Array, impostor: Array, far: float | Sequence[float] | np.ndarray, *, level: float = 0.95
-) -> Estimate | list[Estimate]:
+) -> Any:
     """TAR at FAR = `far`: the largest TAR(t) over all thresholds with FAR(t) <= far (conservative rule).
 
-    `genuine` (G,), `impostor` (I,), `far` in (0, 1] or a sequence of such (then a list comes back).
+    `genuine` (G,), `impostor` (I,), `far` in (0, 1]: an `Estimate`; a sequence of `far` gives a list of them.
     Acceptance is strict, score > t, with t the (floor(far * I) + 1)-th largest impostor score: a genuine
     score that ties with t is rejected. No interpolation between thresholds: an interpolated FAR was never
     reached by any threshold.
@@ -105,21 +95,12 @@ def rates_above(
     level: float,
 ) -> list[Estimate]:
     """Share of `trials` with a score in `found` above the threshold of each FAR, set on `impostors` scores."""
+    # compared in float64: the threshold is not rounded to the dtype of the scores
+    hits = [int(np.count_nonzero(found > np.array([threshold], dtype=np.float64))) for threshold in thresholds]
     return [
-        proportion(
-            count_above(found, threshold),
-            trials,
-            level=level,
-            note="threshold held fixed",
-            supported=is_supported(far, impostors),
-        )
-        for threshold, far in zip(thresholds, fars, strict=True)
+        proportion(hit, trials, level=level, note="threshold held fixed", supported=is_supported(far, impostors))
+        for hit, far in zip(hits, fars, strict=True)
     ]
-
-
-def count_above(scores: np.ndarray, threshold: float) -> int:
-    """How many scores exceed `threshold`, compared without rounding it to the dtype of the scores."""
-    return int(np.count_nonzero(scores > np.array([threshold], dtype=np.float64)))
 
 
 def is_supported(far: float, impostors: int) -> bool:
@@ -138,11 +119,6 @@ class RocCurve:
     far: np.ndarray
     tar: np.ndarray
     thresholds: np.ndarray
-
-    @property
-    def frr(self) -> np.ndarray:
-        """False reject rate, for a DET curve."""
-        return 1 - self.tar
 
 
 def _accept_counts(genuine: np.ndarray, impostor: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -170,16 +146,13 @@ def roc_curve(genuine: Array, impostor: Array) -> RocCurve:
     )
 
 
-def _crossing(genuine_in: np.ndarray, impostor_in: np.ndarray) -> np.ndarray:
+def crossing(genuine_in: np.ndarray, impostor_in: np.ndarray) -> np.ndarray:
     """FAR = FRR on the line through the points (FAR, TAR), by row; both run from 0 to 1 on the last axis."""
     gap = impostor_in + genuine_in - 1
     after = np.argmax(gap >= 0, axis=-1)[..., None]
     before = after - 1  # exists, as the gap starts at -1
     gap_after, gap_before = np.take_along_axis(gap, after, -1), np.take_along_axis(gap, before, -1)
-    far_after, far_before = (
-        np.take_along_axis(impostor_in, after, -1),
-        np.take_along_axis(impostor_in, before, -1),
-    )
+    far_after, far_before = (np.take_along_axis(impostor_in, place, -1) for place in (after, before))
     share = gap_before / (gap_before - gap_after)
     return (far_before + share * (far_after - far_before))[..., 0]
 
@@ -202,7 +175,7 @@ def equal_error_rate(
     _, genuine_in, impostor_in = _accept_counts(genuine, impostor)
     genuine_in, impostor_in = np.concatenate(([0], genuine_in)), np.concatenate(([0], impostor_in))
     sizes = len(genuine), len(impostor)
-    value = float(_crossing(genuine_in / sizes[0], impostor_in / sizes[1]))
+    value = float(crossing(genuine_in / sizes[0], impostor_in / sizes[1]))
 
     if len(genuine_in) > _BOOTSTRAP_CELLS:
         gap = impostor_in / sizes[1] + genuine_in / sizes[0] - 1
@@ -215,22 +188,15 @@ def equal_error_rate(
     for accepted, size in zip((genuine_in, impostor_in), sizes, strict=True):
         drawn = generator.multinomial(size, np.diff(accepted) / size, size=replicates)
         resampled.append(np.pad(np.cumsum(drawn, axis=1), ((0, 0), (1, 0))) / size)
-    rates = _crossing(*resampled)
+    rates = crossing(*resampled)
     tail = (1 - checked_level(level)) / 2
     low, high = np.quantile(rates, (tail, 1 - tail))
     method = f"percentile bootstrap of the scores, {replicates} replicates, seed {seed}"
     if low == high:
         low, high = clopper_pearson(min(value, 1.0) * min(sizes), min(sizes), level)
         method = f"Clopper-Pearson on {min(sizes)} trials (the bootstrap does not vary)"
-    return Estimate(
-        value,
-        min(low, value),
-        max(high, value),
-        level=level,
-        count=sum(sizes),
-        method=method,
-        supported=value * min(sizes) >= 10,
-    )
+    low, high, supported = min(low, value), max(high, value), value * min(sizes) >= 10
+    return Estimate(value, low, high, level=level, count=sum(sizes), method=method, supported=supported)
 
 
 def roc_auc(genuine: Array, impostor: Array, *, level: float = 0.95) -> Estimate:
@@ -243,10 +209,7 @@ def roc_auc(genuine: Array, impostor: Array, *, level: float = 0.95) -> Estimate
     """
     genuine, impostor = _score_pair(genuine, impostor)
     common = np.result_type(genuine, impostor)
-    genuine, impostor = (
-        np.sort(genuine.astype(common, copy=False)),
-        np.sort(impostor.astype(common, copy=False)),
-    )
+    genuine, impostor = (np.sort(scores.astype(common, copy=False)) for scores in (genuine, impostor))
     sizes = len(genuine), len(impostor)
     # placement of each score among the other kind, ties half: V_g = P(impostor < g), V_i = P(genuine > i)
     twice = np.searchsorted(impostor, genuine, "left") + np.searchsorted(impostor, genuine, "right")
@@ -259,11 +222,9 @@ def roc_auc(genuine: Array, impostor: Array, *, level: float = 0.95) -> Estimate
         # var(AUC) = var(V_g)/G + var(V_i)/I
         variance = float(placed_genuine.var(ddof=1) / sizes[0] + placed_impostor.var(ddof=1) / sizes[1])
     if variance > 0 and 0 < value < 1:
-        # d logit(A)/dA = 1 / (A (1 - A))
-        half = stats.norm.isf((1 - checked_level(level)) / 2) * variance**0.5 / (value * (1 - value))
-        logit = np.log(value / (1 - value))
-        low, high = special.expit(logit - half), special.expit(logit + half)
-        low, high, method = min(low, value), max(high, value), "DeLong variance on the logit"
+        half = stats.norm.isf((1 - checked_level(level)) / 2) * variance**0.5
+        low, high = logit_interval(value, half)
+        method = "DeLong variance on the logit"
     else:
         low, high = clopper_pearson(value * min(sizes), min(sizes), level)
         method = f"Clopper-Pearson on {min(sizes)} disjoint pairs (DeLong's variance is zero)"

@@ -6,12 +6,13 @@ CALFW, CPLFW and YTF use the same scorer. The rates at a fixed false accept rate
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .._checks import Array, check_count, float_array, label_array, same_array
+from .._checks import Array, check_choice, check_count, float_array, label_array, same_array
 from .intervals import Estimate, clopper_pearson, mean_and_deviation, mean_estimate
 
 CONVENTIONS = ("exact", "sphereface", "facenet")
@@ -75,13 +76,6 @@ def _middle_maximiser(scores: np.ndarray, same: np.ndarray) -> float:
     return float(middle if lower <= middle < upper else lower)
 
 
-def _grid_correct(genuine: np.ndarray, impostor: np.ndarray, grid: np.ndarray, tie_is_wrong: bool) -> np.ndarray:
-    """Correct decisions for each grid value t: genuine > t, and impostor < t (or <= t if a tie is right)."""
-    genuine, impostor = np.sort(genuine), np.sort(impostor)
-    accepted = len(genuine) - np.searchsorted(genuine, grid, side="right")
-    return accepted + np.searchsorted(impostor, grid, side="left" if tie_is_wrong else "right")
-
-
 def verification_accuracy(
     scores: Array, same: Array, folds: Any, *, convention: str = "exact", level: float = 0.95
 ) -> VerificationResult:
@@ -117,61 +111,64 @@ def verification_accuracy(
     ids = fold_ids(folds, len(same))
     if table.ndim == 2 and len(table) != ids.max() + 1:
         raise ValueError(f"scores must have one row for each of the {ids.max() + 1} folds, got shape {table.shape}")
-    if convention not in CONVENTIONS:
-        raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
+    check_choice(convention, "convention", CONVENTIONS)
     if convention != "exact" and np.abs(table).max() > 1 + 1e-6:
         raise ValueError(f"convention {convention!r} needs cosines in [-1, 1], got {np.abs(table).max()}")
+    if convention == "facenet":
+        table = 2 * table - 2  # s = -d^2, so that "d^2 < t" reads "s > -t" and a tie is rejected
 
-    orders = np.argsort(table, axis=-1, kind="stable").reshape(-1, len(same))
     table = table.reshape(-1, len(same))
-    accuracies, thresholds, balanced = [], [], True
-    for fold in range(ids.max() + 1):
-        row = fold if len(table) > 1 else 0
-        order = orders[row]
-        ordered, ordered_same, test = table[row][order], same[order], ids[order] == fold
-        train_same, test_same = ordered_same[~test], ordered_same[test]
-        if train_same.all() or not train_same.any():
-            raise ValueError(f"without fold {fold} only one kind of pair is left to choose the threshold on")
-        balanced = balanced and bool(test_same.any()) and not test_same.all()
-        threshold, correct = _judge_fold(ordered[~test], train_same, ordered[test], test_same, convention)
-        accuracies.append(correct / len(test_same))
-        thresholds.append(threshold)
+    orders = np.argsort(table, axis=-1, kind="stable")
+    accuracies, thresholds = [], []
+    for fold, test in enumerate(held_out(ids, same)):
+        row = min(fold, len(table) - 1)
+        order = orders[row][~test[orders[row]]]
+        threshold = _threshold(table[row][order], same[order], convention)
+        scores = table[row][test]
+        right = (scores > threshold) == same[test]
+        if convention == "sphereface":
+            right &= scores != threshold
+        accuracies.append(float(right.mean()))
+        thresholds.append(1 + threshold / 2 if convention == "facenet" else threshold)
+    return summarise_folds(accuracies, thresholds, ids, same, convention, level)
 
-    return summarise_folds(accuracies, thresholds, len(same), convention, level=level, supported=balanced)
+
+def _threshold(scores: np.ndarray, same: np.ndarray, convention: str) -> float:
+    """The threshold chosen on training pairs with `scores` in ascending order."""
+    if convention == "exact":
+        return _middle_maximiser(scores, same)
+    strict = convention == "sphereface"
+    grid = np.arange(-10000, 10001) / 10000 if strict else -np.arange(0, 4, 0.01)
+    genuine, impostor = scores[same], scores[~same]
+    # genuine > t, and impostor < t or, where a tie is right, <= t
+    correct = len(genuine) - np.searchsorted(genuine, grid, side="right")
+    correct += np.searchsorted(impostor, grid, side="left" if strict else "right")
+    best = grid[correct == correct.max()]
+    return float(best.mean() if strict else best[0])
+
+
+def held_out(ids: np.ndarray, same: np.ndarray) -> Iterator[np.ndarray]:
+    """Mask of the pairs of each fold; ValueError where the other folds hold only one kind of pair."""
+    for fold in range(ids.max() + 1):
+        test = ids == fold
+        if same[~test].all() or not same[~test].any():
+            raise ValueError(f"without fold {fold} only one kind of pair is left to learn from")
+        yield test
 
 
 def summarise_folds(
-    accuracies: list[float], thresholds: list[float], pairs: int, convention: str, *, level: float, supported: bool
+    accuracies: list[float], thresholds: list[float], ids: np.ndarray, same: np.ndarray, convention: str, level: float
 ) -> VerificationResult:
     """Mean, standard error and interval of the fold accuracies, as `verification_accuracy` states them."""
+    pairs, genuine = np.bincount(ids), np.bincount(ids, weights=same)
     mean, deviation = mean_and_deviation(np.array(accuracies))
     standard_error = deviation / len(accuracies) ** 0.5
     if deviation > 0:
         over = mean_estimate(accuracies, level=level, over="folds", low=0.0, high=1.0)
         low, high, method = over.low, over.high, over.method
     else:
-        low, high = clopper_pearson(mean * pairs, pairs, level)
+        low, high = clopper_pearson(mean * len(ids), len(ids), level)
         method = "Clopper-Pearson on the pooled pairs (all folds agree)"
-    estimate = Estimate(mean, low, high, level=level, count=pairs, method=method, supported=supported)
+    supported = bool(((genuine > 0) & (genuine < pairs)).all())
+    estimate = Estimate(mean, low, high, level=level, count=len(ids), method=method, supported=supported)
     return VerificationResult(estimate, standard_error, tuple(accuracies), tuple(thresholds), convention)
-
-
-def _judge_fold(
-    train: np.ndarray, train_same: np.ndarray, test: np.ndarray, test_same: np.ndarray, convention: str
-) -> tuple[float, int]:
-    """The threshold chosen on the training folds and the number of correct decisions on the test fold."""
-    if convention == "exact":
-        threshold = _middle_maximiser(train, train_same)
-        return threshold, int(((test > threshold) == test_same).sum())
-    if convention == "sphereface":
-        grid = np.arange(-10000, 10001) / 10000
-        correct = _grid_correct(train[train_same], train[~train_same], grid, tie_is_wrong=True)
-        threshold = float(grid[correct == correct.max()].mean())
-        return threshold, int(_grid_correct(test[test_same], test[~test_same], np.array([threshold]), True)[0])
-    # facenet: s = -d^2, so that "d^2 < t" reads "s > -t" and a tie is rejected
-    grid = np.arange(0, 4, 0.01)
-    train, test = 2 * train - 2, 2 * test - 2
-    correct = _grid_correct(train[train_same], train[~train_same], -grid, tie_is_wrong=False)
-    chosen = grid[int(correct.argmax())]
-    right = _grid_correct(test[test_same], test[~test_same], np.array([-chosen]), tie_is_wrong=False)[0]
-    return float(1 - chosen / 2), int(right)

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 
 from .cache import CachedFunction, RunCache, seed_everything
-from .claims import Claim, load_claims
+from .claims import load_claims
 from .exercises import Grade
 from .fingerprint import UnreadableError
-from .parameters import BASE, literal_names, profile_parameters, resolve
+from .parameters import device_name, literal_names, notebook_literals, resolve
 from .paths import UsageError, cache_folder, results_folder, write_atomically
-from .record import Record, TableView, checks_view, claims_view, dumps, plain, table_view
+from .record import Record, TableView, checks_view, claims_view, dumps, table_view
 from .reference import load_reference
 from .runs import LINED_PROFILES, RunLines, runs_file
 from .workers import call_each, start_processes, use_one_thread, worker_count
@@ -61,8 +61,9 @@ class Experiment:
             # They come up while the notebook is still deriving and checking, which takes one core.
             start_processes(self.workers)
         self._final = dict(parameters)
-        self._cache = RunCache(cache_folder(), device.type)
-        self._lines = RunLines(runs_file(notebook, self.profile), device.type)
+        lined = self.profile in LINED_PROFILES
+        lines = RunLines(runs_file(notebook, self.profile), device.type) if lined else None
+        self._cache = RunCache(cache_folder(), device.type, lines)
         for claim in load_claims(notebook):
             self.record.add_claim(claim)
         self._began = time.perf_counter()
@@ -76,26 +77,20 @@ class Experiment:
         seeds = [f"seeds {', '.join(map(str, self.seeds))}"] if self.seeds else []
         return " | ".join([self.notebook, *shown, *seeds])
 
-    def cached(self, name: Any = None, config: Any = None, compute: Any = None, *, lines: bool | None = None) -> Any:
+    def cached(self, function: Callable[..., Any] | None = None, *, name: str | None = None, lines: bool = True) -> Any:
         """A decorator for functions whose result is kept, in any notebook: `@run.cached` or `@run.cached(name="...")`.
 
         A call of the decorated function gives what the function gave before with the same arguments, code and contents
         of all that the code reads: tensors, arrays, objects, functions, values of the notebook's modules. It returns a
         dictionary of tensors, numbers, text, lists and dictionaries; tensors come back on the CPU. Inside it the global
-        generators are seeded by name and arguments. The name, by default the function's, is that of the file.
-        `run.cached(name, config, compute)` is the same for one call: `compute()`, with a mapping `config` for the
-        arguments.
-        lines: whether each run leaves a line in `<profile>/runs/NN.jsonl`, from which it is also resumed (see `runs`);
-        by default at profiles `full` and `paper`.
+        generators are seeded by name and arguments. The name, by default the function's, is that of the file. At
+        profiles `full` and `paper` each run leaves a line in `<profile>/runs/NN.jsonl`, from which it is also resumed
+        (see `runs`), unless `lines` is False.
         Raises TypeError for what has no content (an open file, a lock, a generator in progress), by its name.
         """
-        wanted = self.profile in LINED_PROFILES if lines is None else lines
-        get = functools.partial(self._cache.get, lines=self._lines if wanted else None)
-        if callable(name):
-            return CachedFunction(name, name.__name__, get)
-        if compute is None and config is None:
-            return lambda function: CachedFunction(function, name or function.__name__, get)
-        return get(name, config, compute)
+        if function is None:
+            return functools.partial(self.cached, name=name, lines=lines)
+        return CachedFunction(function, name or function.__name__, functools.partial(self._cache.get, lined=lines))
 
     def ahead(self, function: Callable[..., Any], rows: Iterable[Any]) -> None:
         """Make the cached runs that `function(*row)` will ask for, `workers` at a time, and drop what it returns.
@@ -120,33 +115,6 @@ class Experiment:
         """What a worker needs: checks, claims and answers to exercises are decided in the notebook's own process."""
         return {**vars(self), "record": Record(), "grade": Grade(), "_unsubscribe": None}
 
-    def claim(
-        self,
-        id: str,
-        *,
-        paper: str,
-        statement: str,
-        source: str,
-        criterion: str,
-        decide: Callable[[dict[str, Any]], bool | None],
-        paper_value: Any = None,
-        min_seeds: int = 0,
-    ) -> None:
-        """Declare a claim of a paper that the notebook decides by its own computation, before the run.
-
-        Claims that a rule decides are declared in `notebooks/claims/NN.yaml` (see `claims`).
-        decide: takes what was measured and gives True (reproduced), False (contradicted) or None (inconclusive).
-        min_seeds: with fewer distinct seeds the claim is inconclusive whatever `decide` says. Raises ValueError for an
-        id used before.
-        """
-        for name, text in (("paper", paper), ("statement", statement), ("source", source), ("criterion", criterion)):
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"{name} of claim {id!r} must be a non-empty text, got {text!r}")
-        if not callable(decide):
-            raise TypeError(f"decide of claim {id!r} must be a function, got {decide!r}")
-        value = plain(paper_value, f"paper_value of claim {id!r}")
-        self.record.add_claim(Claim(id, paper, statement, source, criterion, value, decide=decide, min_seeds=min_seeds))
-
     def judge(
         self, id: str, measured: Mapping[str, Any] | None = None, seeds: Sequence[int] = (), **values: Any
     ) -> str:
@@ -154,10 +122,10 @@ class Experiment:
 
         By its rule: `judge(id, ours=[...], base=[...], seeds=...)`, one pair a seed, for superiority and equivalence;
         `judge(id, ours=rows, swept=[...], seeds=...)`, one row a seed, for a trend; `judge(id, measured, seeds,
-        holds=True | False | None)` for a statement. A claim of `claim` takes what was measured alone. The rule adds
-        means, the difference with its interval and the number of pairs to `measured`. With fewer than two pairs or
-        than the claim's `min_seeds` it is inconclusive, and `measured` says so. So it is for a claim of a rule whose
-        runs are not made here: `judge(id, {"not run": "why"})`, with any name for the text.
+        holds=True | False | None)` for a statement. The rule adds means, the difference with its interval and the
+        number of pairs to `measured`. With fewer than two pairs or than the claim's `min_seeds` it is inconclusive, and
+        `measured` says so. So it is for a claim of a rule whose runs are not made here: `judge(id, {"not run":
+        "why"})`, with any name for the text.
         Raises ValueError for an undeclared id, for values that do not fit the rule and for numbers that are not finite.
         """
         if id not in self.record.claims:
@@ -170,14 +138,7 @@ class Experiment:
 
         Raises ValueError for an id used before, a row of another length or a number that is not finite.
         """
-        self.record.add_table(id, title, columns, rows)
-        return self.show_table(id)
-
-    def show_table(self, id: str) -> TableView:
-        """The recorded table `id`, numbers to 4 significant digits. Raises ValueError for an unknown id."""
-        if id not in self.record.tables:
-            raise ValueError(f"there is no table {id!r}; tables are: {', '.join(self.record.tables) or 'none'}")
-        return table_view(self.record.tables[id])
+        return table_view(self.record.add_table(id, title, columns, rows))
 
     def show_checks(self, prefix: str = "", *, measured: bool = True) -> TableView:
         """The checks so far whose id begins with `prefix`; `measured=False` is the same on every machine."""
@@ -250,7 +211,7 @@ def start(notebook: str, namespace: MutableMapping[str, Any]) -> Experiment:
     given = literal_names(namespace)
     if _current is not None and _current[1] is namespace:
         # The setup cell runs again: what the notebook has computed since is no parameter.
-        declared = profile_parameters(notebook, BASE)
+        declared = notebook_literals(notebook)
         given = {name: value for name, value in given.items() if name in declared}
     parameters = resolve(notebook, given, os.environ)
     device = pick_device()
@@ -277,7 +238,7 @@ def start(notebook: str, namespace: MutableMapping[str, Any]) -> Experiment:
 
 def pick_device() -> torch.device:
     """`REPROLIB_DEVICE`, else cuda if there is one, else the CPU. Raises UsageError if it cannot be used."""
-    name = os.environ.get("REPROLIB_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = device_name()
     try:
         device = torch.device(name)
         # "meta" makes tensors, but they hold no values.

@@ -17,14 +17,15 @@ The settings are handed to the rule (`evaluation.decide`) once before the runs, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from .._checks import check_choice
+from .parameters import typed
 from .paths import UsageError, notebooks_folder, one_line
 from .record import number, plain
 from .strict_yaml import read_yaml
@@ -32,47 +33,35 @@ from .strict_yaml import read_yaml
 if TYPE_CHECKING:
     from ..evaluation import Decision
 
-_UNGIVEN: Any = object()
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    "text": (str,),
-    "number": (int, float),
-    "whole number": (int,),
-    "truth value": (bool,),
-}
-_KEYS = {
-    **dict.fromkeys(("statement", "source", "criterion", "rule", "paper", "power"), "text"),
-    **dict.fromkeys(("better", "direction", "statistic"), "text"),
-    **dict.fromkeys(("paper_effect", "margin", "train_test_ratio"), "number"),
-    **{"min_seeds": "whole number", "relative": "truth value"},
+# An example of each kind of value: a text, a number and so on.
+_EXAMPLES: dict[str, Any] = {
+    **dict.fromkeys(("statement", "source", "criterion", "rule", "paper", "power", "better", "direction"), "text"),
+    **{"statistic": "text", "paper_effect": 0.5, "margin": 0.5, "train_test_ratio": 0.5, "relative": True},
+    "min_seeds": 0,
 }
 _REQUIRED = ("statement", "source", "criterion", "rule", "paper_value")
 _OPTIONAL = ("paper", "min_seeds", "power")
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """The keys that go with a rule, the values that it is judged by, and two seeds of such values."""
 
-    required: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
-    takes: tuple[str, ...] = ()
-    example: tuple[Any, ...] = ()
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    takes: tuple[str, ...]
+    example: tuple[Any, ...] = ((1.0, 2.0), (2.0, 4.0))
 
 
-_PAIRS = ((1.0, 2.0), (2.0, 4.0))
 RULES = {
-    "superiority": Rule(("better",), ("relative", "train_test_ratio", "paper_effect"), ("ours", "base"), _PAIRS),
-    "equivalence": Rule(("margin",), ("train_test_ratio",), ("ours", "base"), _PAIRS),
+    "superiority": Rule(("better",), ("relative", "train_test_ratio", "paper_effect"), ("ours", "base")),
+    "equivalence": Rule(("margin",), ("train_test_ratio",), ("ours", "base")),
     "trend": Rule(
         ("direction",),
         ("statistic", "train_test_ratio", "paper_effect"),
         ("ours", "swept"),
         (((0, 1), (0, 2)), (0, 1)),
-        {"statistic": "slope"},
     ),
-    "statement": Rule(optional=("paper_effect",)),
+    "statement": Rule((), ("paper_effect",), ("holds",)),
 }
 
 
@@ -80,8 +69,7 @@ RULES = {
 class Claim:
     """A statement with the criterion by which this run decides it, written down before the run.
 
-    decide: for a claim that the notebook declares itself, a function of what was measured that gives True, False or
-    None. Otherwise `rule` with its `settings` decides.
+    settings: what the entry says beyond this, for its rule.
     """
 
     id: str
@@ -92,7 +80,6 @@ class Claim:
     paper_value: Any = None
     rule: str = "statement"
     settings: dict[str, Any] = field(default_factory=dict)
-    decide: Callable[[dict[str, Any]], bool | None] | None = None
     paper_effect: float | None = None
     min_seeds: int = 0
     power: str = ""
@@ -101,57 +88,39 @@ class Claim:
     seeds: list[int] = field(default_factory=list)
     verdict: str | None = None
 
-    def judge(
-        self,
-        measured: Mapping[str, Any] | None = None,
-        seeds: Sequence[int] = (),
-        *,
-        ours: Any = None,
-        base: Any = None,
-        swept: Any = None,
-        holds: Any = _UNGIVEN,
-    ) -> str:
+    def judge(self, measured: Mapping[str, Any] | None = None, seeds: Sequence[int] = (), **values: Any) -> str:
         """The verdict; see `Experiment.judge`."""
         distinct = [int(seed) for seed in dict.fromkeys(seeds)]
         found = dict(measured or {})
-        values = {"ours": ours, "base": base, "swept": swept}
-        given = tuple(name for name, value in values.items() if value is not None)
         takes = RULES[self.rule].takes
-        told = bool(takes) and not given and any(isinstance(value, str) for value in found.values())
-        if (given != takes and not told) or (takes and holds is not _UNGIVEN):
-            got = ", ".join(given + ("holds",) * (holds is not _UNGIVEN)) or "none of them"
-            wanted = " and ".join(takes) or "holds"
+        told = self.rule != "statement" and not values and any(isinstance(value, str) for value in found.values())
+        if set(values) != set(takes) and not told:
+            got = ", ".join(values) or "none of them"
+            wanted = " and ".join(takes)
             raise ValueError(f"claim {self.id!r} of rule {self.rule!r} must be judged with {wanted}, got {got}")
         if told:
             verdict = "inconclusive"  # its runs are not made here, as the caller's text says
-        elif takes:
-            verdict = self._ruled(found, [values[name] for name in takes], len(seeds))
+        elif self.rule == "statement":
+            verdict = self._stated(values["holds"])
         else:
-            verdict = self._stated(found, holds)
+            verdict = self._ruled(found, [values[name] for name in takes], len(seeds))
         if len(distinct) < self.min_seeds and verdict != "inconclusive":
             verdict = "inconclusive"
             found["reason"] = f"{len(distinct)} seeds, {self.min_seeds} are needed"
         if not found:
-            raise ValueError(
-                f"claim {self.id!r} must be judged with a dictionary of what was measured, got {measured!r}"
-            )
+            raise ValueError(f"claim {self.id!r} must be judged with a dictionary of what was measured, got {measured}")
         data = plain(found, f"measured value of claim {self.id!r}")
         self.measured, self.seeds, self.verdict = data, distinct, verdict
         return verdict
 
-    def _stated(self, measured: dict[str, Any], holds: Any) -> str:
-        if (holds is _UNGIVEN) == (self.decide is None):
-            wanted = "what was measured alone" if self.decide else "holds=True, False or None"
-            raise ValueError(f"claim {self.id!r} must be judged with {wanted}")
-        # The criterion sees the caller's values, so that an estimate still has its interval.
-        answer = self.decide(dict(measured)) if self.decide and measured else holds
-        if isinstance(answer, (np.bool_, torch.Tensor)):
-            answer = bool(answer)
-        if answer is _UNGIVEN or answer is None:
+    def _stated(self, holds: Any) -> str:
+        if isinstance(holds, (np.bool_, torch.Tensor)):
+            holds = bool(holds)
+        if holds is None:
             return "inconclusive"
-        if not isinstance(answer, bool):
-            raise TypeError(f"the answer on claim {self.id!r} must be True, False or None, got {answer!r}")
-        return "reproduced" if answer else "contradicted"
+        if not isinstance(holds, bool):
+            raise TypeError(f"the answer on claim {self.id!r} must be True, False or None, got {holds!r}")
+        return "reproduced" if holds else "contradicted"
 
     def _ruled(self, measured: dict[str, Any], values: Sequence[Any], seeds: int) -> str:
         try:
@@ -175,26 +144,19 @@ class Claim:
         """What the rule says of `ours` against the base or the swept values `other`. Raises as `evaluation.decide`."""
         from ..evaluation import decide, trends
 
-        if self.rule == "superiority":
-            return decide(ours, other, paper_effect=self.paper_effect, **self.settings)
+        options = dict(self.settings)
         if self.rule == "equivalence":
-            return decide(ours, other, kind=self.rule, relative=False, **self.settings)
-        check_choice(self.settings["direction"], "direction", ("rising", "falling"))
-        statistics = trends(ours, other, statistic=self.settings["statistic"])
-        options: dict[str, Any] = {
-            "paper_effect": self.paper_effect,
-            "train_test_ratio": self.settings.get("train_test_ratio"),
-        }
-        better = "higher" if self.settings["direction"] == "rising" else "lower"
-        return decide(statistics, better=better, relative=False, **options)
+            return decide(ours, other, kind=self.rule, relative=False, **options)
+        if self.rule == "trend":
+            direction = options.pop("direction")
+            check_choice(direction, "direction", ("rising", "falling"))
+            options |= {"better": "higher" if direction == "rising" else "lower", "relative": False}
+            ours, other = trends(ours, other, statistic=options.pop("statistic")), None
+        return decide(ours, other, paper_effect=self.paper_effect, **options)
 
     def shown_power(self) -> str:
         effect = "" if self.paper_effect is None else f"the paper's effect is {number(float(self.paper_effect))}"
         return "; ".join(filter(None, (self.power, effect)))
-
-    def declared(self) -> dict[str, Any]:
-        """All that was written down before the run, as plain data."""
-        return {name: value for name, value in vars(self).items() if name not in ("decide", "measured", "verdict")}
 
     def document(self) -> dict[str, Any]:
         names = ("id", "paper", "statement", "source", "criterion", "paper_value", "measured", "seeds", "verdict")
@@ -236,29 +198,21 @@ def _claim(id: str, entry: Any, finding: bool, where: str) -> Claim:
         raise UsageError(f"{where} has the unknown key {unknown[0]!r}; allowed are {', '.join(allowed)}")
     if missing := [key for key in required if key not in entry]:
         raise UsageError(f"{where} has no {missing[0]!r}")
-    for key, kind in _KEYS.items():
-        _check_kind(key, entry.get(key, _UNGIVEN), kind, where)
+    for key in [key for key in entry if key != "paper_value"]:
+        entry[key] = typed(f"{key} of {where}", entry[key], _EXAMPLES[key])
+        if key in _REQUIRED and not entry[key].strip():
+            raise UsageError(f"{key} of {where} must not be empty")
     if bool(entry.get("paper", "").strip()) == finding:
         wanted = "be empty: the claims of papers stand under 'claims'" if finding else "name a paper"
         raise UsageError(f"paper of {where} must {wanted}, got {entry.get('paper')!r}")
-    if entry.get("min_seeds", 0) < 0:
-        raise UsageError(f"min_seeds of {where} must be at least 0, got {entry['min_seeds']!r}")
-    own = [key for key in (*rule.required, *rule.optional) if key in entry and key != "paper_effect"]
+    own = {key: entry[key] for key in (*rule.required, *rule.optional) if key in entry and key != "paper_effect"}
+    if entry["rule"] == "trend":
+        own = {"statistic": "slope", **own}
     shared = {key: value for key, value in entry.items() if key not in own}
-    settings = {**rule.defaults, **{key: entry[key] for key in own}}
-    claim = Claim(id, finding=finding, settings=settings, **{"paper": "", **shared})
-    if rule.takes:
+    claim = Claim(id, finding=finding, settings=own, **{"paper": "", **shared})
+    if claim.rule != "statement":
         try:
             claim.decision(*map(np.array, rule.example))
         except (TypeError, ValueError) as error:
             raise UsageError(f"{where}: {one_line(error)}") from error
     return claim
-
-
-def _check_kind(key: str, value: Any, kind: str, where: str) -> None:
-    if value is _UNGIVEN:
-        return
-    if not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind != "truth value"):
-        raise UsageError(f"{key} of {where} must be a {kind}, got {value!r}")
-    if kind == "text" and key not in ("paper", "power") and not str(value).strip():
-        raise UsageError(f"{key} of {where} must not be empty")

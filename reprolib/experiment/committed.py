@@ -10,34 +10,30 @@ from pathlib import Path
 import nbformat
 from PIL import Image
 
-from .paths import UsageError, reference_folder, write_atomically
+from .paths import UsageError, notebooks_folder, reference_folder, write_atomically
 
 
-def commit(executed: nbformat.NotebookNode, record: bytes, path: Path) -> None:
-    """Make this run the committed one: its outputs in the notebook at `path`, its record in `reference/<profile>`."""
-    copy_outputs(executed, path)
+def commit(executed: nbformat.NotebookNode, record: bytes) -> None:
+    """Make this run the committed one: its outputs in the notebook, its record in `reference/<profile>`."""
     document = json.loads(record)
+    copy_outputs(executed, notebooks_folder() / f"{document['notebook']}.ipynb")
     write_atomically(reference_folder() / document["profile"] / f"{document['notebook']}.json", record)
 
 
 def copy_outputs(executed: nbformat.NotebookNode, path: Path) -> None:
     """Put the outputs and execution counts of a run into the notebook at `path`, nothing else.
 
-    Sources, tags and cell ids stay; the traces of papermill do not come along. Raises UsageError if the
-    sources differ.
+    Sources, metadata and cell ids stay. Raises UsageError if the sources differ.
     """
     notebook = nbformat.read(path, as_version=4)
     if [cell.source for cell in notebook.cells] != [cell.source for cell in executed.cells]:
         raise UsageError(f"{path.name} changed while it ran, its outputs are not those of its cells")
     for cell, ran in zip(notebook.cells, executed.cells, strict=True):
-        cell.metadata.pop("papermill", None)
-        cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
             for output in cell.outputs:
                 if "image/png" in output.get("data", {}):
                     output.data["image/png"] = smaller_png(output.data["image/png"])
-    notebook.metadata.pop("papermill", None)
     notebook.metadata["kernelspec"] = {
         "display_name": "Python 3 (ipykernel)",
         "language": "python",

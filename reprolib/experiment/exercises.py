@@ -90,8 +90,8 @@ def _distance(ours: Any, right: Any) -> tuple[float, str]:
     ratio = np.abs(a - b) / np.maximum(1.0, np.abs(b))
     if not ratio.ndim:
         return float(ratio), ""
-    place = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
-    return float(ratio[place]), f", entry {', '.join(map(str, place))}"
+    entry = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
+    return float(ratio[entry]), f", entry {', '.join(map(str, entry))}"
 
 
 def _shown(case: Sequence[Any], number: int) -> str:

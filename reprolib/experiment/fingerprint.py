@@ -37,6 +37,14 @@ _BY_NAME = (
     types.ClassMethodDescriptorType,
     np.ufunc,
 )
+# What holds functions: its name in the hash and the parts that are followed.
+_WRAPPERS: dict[type, tuple[str, ...]] = {
+    types.MethodType: ("method", "__func__", "__self__"),
+    staticmethod: ("staticmethod", "__func__"),
+    classmethod: ("classmethod", "__func__"),
+    property: ("property", "fget", "fset", "fdel"),
+}
+_EMPTY = types.CellType()
 # What Python itself writes into a class, from which nothing is computed, or which comes back in another form.
 _HOUSEKEEPING = {
     *("__module__", "__dict__", "__weakref__", "__doc__", "__firstlineno__", "__static_attributes__", "__slotnames__"),
@@ -82,13 +90,11 @@ class Fingerprint:
     """Hashes of values; `where` is the name of the variable that holds one, for the message of a refusal.
 
     sources: those of the package; without them code does not count, and classes and functions stand for themselves by
-    name. Remembers what it has hashed: one is good for one moment, not for later ones. bulk: tensors and arrays that
-    another one has hashed at the same moment.
+    name. Remembers what it has hashed: one is good for one moment, not for later ones.
     """
 
-    def __init__(self, sources: Sources | None, bulk: dict[int, tuple[Any, str]] | None = None) -> None:
+    def __init__(self, sources: Sources | None) -> None:
         self.sources = sources
-        self.bulk = {} if bulk is None else bulk
         self._done: dict[int, tuple[Any, str]] = {}
         self._active: dict[int, int] = {}
         self._lowest = 0
@@ -126,9 +132,7 @@ class Fingerprint:
         if hasattr(type(value), "fingerprint_as"):
             return self.of(value.fingerprint_as, where)
         if isinstance(value, (torch.Tensor, np.ndarray)):
-            if id(value) not in self.bulk:
-                self.bulk[id(value)] = (value, self._elements(value, where))
-            return self.bulk[id(value)][1]
+            return self._elements(value, where)
         if isinstance(value, (np.generic, torch.dtype, torch.device)):
             return content_hash(type(value).__name__, repr(value))
         if isinstance(value, torch.Generator):
@@ -198,12 +202,9 @@ class Fingerprint:
         if isinstance(value, functools.partial):
             inner = [self.of(value.func, where), self.of(value.args, where), self.arguments(value.keywords, where)]
             return content_hash("partial", *inner)
-        if isinstance(value, types.MethodType):
-            return content_hash("method", self.of(value.__func__, where), self.of(value.__self__, f"{where}.self"))
-        if isinstance(value, (staticmethod, classmethod)):
-            return content_hash(type(value).__name__, self.of(value.__func__, where))
-        if isinstance(value, property):
-            return content_hash("property", *self._each((value.fget, value.fset, value.fdel), where))
+        for kind, (name, *parts) in _WRAPPERS.items():
+            if isinstance(value, kind):
+                return content_hash(name, *(self.of(getattr(value, part), where) for part in parts))
         if isinstance(value, _BY_NAME):
             owner = getattr(value, "__self__", None)
             name = getattr(value, "__qualname__", value.__name__)
@@ -230,15 +231,10 @@ class Fingerprint:
         module = function.__module__ or "__main__"
         own = self._home(module) == "own" and self.sources is not None
         parts = [] if own else [self._named(module, function.__qualname__)]
-        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         # A function of a module is known by its name; one that was made inside another also by what it captured.
         if own or "<locals>" in function.__qualname__:
-            captured = {}
-            for name, cell in cells.items():
-                try:
-                    captured[name] = cell.cell_contents
-                except ValueError:  # still empty
-                    continue
+            captured = {name: cell.cell_contents for name, cell in cells if cell != _EMPTY}
             prefix = f"{where} -> " if where else ""
             if own:
                 parts += [_code(function.__code__), *self._reads(function, captured, prefix)]

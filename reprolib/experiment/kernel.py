@@ -1,19 +1,21 @@
-"""Executes one notebook with papermill in a fresh kernel of this interpreter."""
+"""Executes one notebook with nbclient in a fresh kernel of this interpreter."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import json
 import logging
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 from .._arithmetic import same_kernels
 from .paths import PACKAGE, one_line
@@ -28,7 +30,11 @@ SOCKET_PATH_BYTES = 95
 
 
 class NotebookFailed(RuntimeError):
-    """A notebook stopped; the message is one line with the cell and its error."""
+    """A notebook stopped; the message is one line with the cell and its error. executed: the notebook up to there."""
+
+    def __init__(self, message: str, executed: nbformat.NotebookNode | None = None) -> None:
+        super().__init__(message)
+        self.executed = executed
 
 
 class Kernels:
@@ -47,26 +53,23 @@ class Kernels:
         self.stopped = False
         self.display = Display(sys.stderr)
         self._running: dict[Path, int] = {}
-        self._lock = threading.Lock()
 
     def started(self, staging: Path, process: int) -> None:
         """A kernel runs as the leader of process group `process`, which its workers belong to."""
-        with self._lock:
-            self._running[staging] = process
-            if self.stopped:
-                _kill(process)
+        # In this order, and in `stop` in the other, so that of two threads one sees what the other did.
+        self._running[staging] = process
+        if self.stopped:
+            _kill(process)
 
     def ended(self, staging: Path) -> None:
         """The kernel with the folder `staging` has ended."""
-        with self._lock:
-            self._running.pop(staging, None)
+        self._running.pop(staging, None)
 
     def stop(self) -> None:
         """End all kernels and their workers at once, and each that is still about to start."""
-        with self._lock:
-            self.stopped = True
-            for process in self._running.values():
-                _kill(process)
+        self.stopped = True
+        for process in list(self._running.values()):
+            _kill(process)
 
 
 def _kill(process: int) -> None:
@@ -78,23 +81,15 @@ def _kill(process: int) -> None:
 
 
 def execute(
-    name: str,
-    notebook: nbformat.NotebookNode,
-    injected: Mapping[str, Any],
-    profile: str,
-    staging: Path,
-    kernels: Kernels,
+    name: str, notebook: nbformat.NotebookNode, parameters: Mapping[str, Any], staging: Path, kernels: Kernels
 ) -> nbformat.NotebookNode:
-    """The executed notebook; `staging` receives `executed.ipynb` and the record. Raises NotebookFailed."""
-    import papermill
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
+    """The executed notebook; `staging` receives the record. Raises NotebookFailed.
 
-    # Its errors are raised, too, and told in one line.
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)
-    log, progress = staging / "kernel.log", staging / "progress.json"
+    parameters: all of them, with their final values. They go around the notebook, whose cells stay what they are.
+    """
+    log, progress = staging / "kernel.log", staging / "progress.txt"
     variables = {
-        "REPROLIB_FINAL": "1",
+        "REPROLIB_PARAMETERS": json.dumps(dict(parameters)),
         "REPROLIB_RESULTS": str(staging),
         "REPROLIB_CACHE": str(kernels.cache or staging / "cache"),
         "REPROLIB_DATA": str(kernels.data),
@@ -103,63 +98,57 @@ def execute(
         # what joblib.cpu_count() says there
         "LOKY_MAX_CPU_COUNT": str(kernels.cores),
     }
-    # A copy in a folder of its own: papermill reads braces in a path as fields to fill in.
-    original, target = staging / "original.ipynb", staging / "executed.ipynb"
-    original.write_text(nbformat.writes(notebook), encoding="utf-8")
-    kernels.display.files[name] = (progress, time.monotonic())
+    executed = copy.deepcopy(notebook)
+    limit = CELL_SECONDS[parameters["profile"]]
+    # Its errors are raised, too, and told in one line.
+    silent = logging.getLogger(__name__)
+    silent.setLevel(logging.CRITICAL + 1)
+    client = NotebookClient(
+        executed,
+        kernel_name="python3",
+        kernel_manager_class=kernel_manager_class(variables, staging, kernels),
+        timeout=limit,
+        startup_timeout=KERNEL_START_SECONDS,
+        iopub_timeout=60,
+        raise_on_iopub_timeout=True,
+        record_timing=False,
+        # What a cell prints may come in parts, as the processor has time.
+        coalesce_streams=True,
+        log=silent,
+    )
+    at, count = "the start of the kernel", 0
+    kernels.display.files[name] = progress
     try:
-        output = papermill.execute_notebook(
-            str(original),
-            str(target),
-            parameters=dict(injected),
-            kernel_name="python3",
-            language="python",
-            kernel_manager_class=kernel_manager_class(variables, staging, kernels),
-            progress_bar=False,
-            start_timeout=KERNEL_START_SECONDS,
-            execution_timeout=CELL_SECONDS[profile],
-            iopub_timeout=60,
-        )
-    except PapermillExecutionError as error:
-        reason = one_line(f"{error.ename}: {error.evalue}")
-        raise NotebookFailed(
-            f"cell [{error.exec_count}] ({_first_line(error.source)}) failed: {reason[:400]}"
-        ) from error
-    except CellTimeoutError as error:
-        at = _last_started(target)
-        raise NotebookFailed(f"cell {at} failed: it ran longer than {CELL_SECONDS[profile]} s") from error
-    except DeadKernelError as error:
-        said = _last_line(log) or "perhaps for lack of memory"
-        raise NotebookFailed(f"cell {_last_started(target)} failed: the kernel died, {said}") from error
-    except RuntimeError as error:
-        said = _last_line(log) or one_line(error)[:400]
-        raise NotebookFailed(f"the kernel did not start: {said}") from error
+        with client.setup_kernel():
+            for index, cell in enumerate(executed.cells):
+                if cell.cell_type == "code":
+                    count += 1
+                    first = next((line.strip() for line in cell.source.splitlines() if line.strip()), "")
+                    at = f"cell [{count}] ({first[:60]})"
+                    cell.outputs, cell.execution_count = [], None
+                client.execute_cell(cell, index)
+    except (CellExecutionError, CellTimeoutError, RuntimeError) as error:
+        raise NotebookFailed(f"{at} failed: {_reason(error, log, limit)}", executed) from error
     finally:
         kernels.ended(staging)
         kernels.display.files.pop(name, None)
-    for key in ("input_path", "output_path"):
-        output.metadata.papermill.pop(key, None)
-    return output
+    return executed
 
 
-def _first_line(source: str) -> str:
-    return next((line.strip() for line in source.splitlines() if line.strip()), "")[:60]
+def _reason(error: Exception, log: Path, limit: int | None) -> str:
+    if isinstance(error, CellExecutionError):
+        return one_line(f"{error.ename}: {error.evalue}")[:400]
+    if isinstance(error, CellTimeoutError):
+        return f"it ran longer than {limit} s"
+    if isinstance(error, DeadKernelError):
+        return f"the kernel died, {last_line(log) or 'perhaps for lack of memory'}"
+    return last_line(log) or one_line(error)[:400]
 
 
-def _last_line(log: Path) -> str:
+def last_line(log: Path) -> str:
     """The last thing that the process of the kernel said, without the remarks of the kernel's own machinery."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     return next((line.strip() for line in reversed(lines) if line.strip() and "IPKernelApp" not in line), "")[:200]
-
-
-def _last_started(path: Path) -> str:
-    """The last cell that was begun in the copy which is saved before and after every cell."""
-    started = "[?]"
-    with contextlib.suppress(OSError, ValueError):
-        for cell in nbformat.read(path, as_version=4).cells:
-            if cell.cell_type == "code" and cell.metadata.get("papermill", {}).get("start_time"):
-                started = f"({_first_line(cell.source)})"
-    return started
 
 
 def kernel_manager_class(extra: Mapping[str, str], staging: Path | None = None, kernels: Kernels | None = None) -> type:

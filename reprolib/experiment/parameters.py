@@ -11,7 +11,10 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
+
+import nbformat
+import torch
 
 from .paths import UsageError, notebooks_folder, one_line, profiles_folder
 from .strict_yaml import parse_yaml, read_yaml
@@ -33,6 +36,19 @@ def check_profile(profile: str, *more: str) -> None:
         raise UsageError(f"unknown profile {profile!r}; profiles are {', '.join((*more, *PROFILES))}")
 
 
+def device_name() -> str:
+    """`REPROLIB_DEVICE`, else `cuda` if there is one, else `cpu`."""
+    return os.environ.get("REPROLIB_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve_profile(profile: str) -> str:
+    """`auto` is `full` where there is a GPU, else `standard`. Raises UsageError for an unknown profile."""
+    check_profile(profile, "auto")
+    if profile == "auto":
+        return "full" if device_name().startswith("cuda") else BASE
+    return profile
+
+
 def load_profile(profile: str) -> dict[str, dict[str, Any]]:
     """The blocks of one profile file: `{"defaults": {...}, "01_l2_softmax": {...}, ...}`, differences only.
 
@@ -43,11 +59,8 @@ def load_profile(profile: str) -> dict[str, dict[str, Any]]:
         return {}
     path = profiles_folder() / f"{profile}.yaml"
     blocks = read_yaml(path, f"profile file {path.name}")
-    if not isinstance(blocks, dict):
-        raise UsageError(f"profile file {path.name} must be a mapping, got {blocks!r}")
-    for name, block in blocks.items():
-        if not isinstance(block, dict):
-            raise UsageError(f"block {name!r} of profile file {path.name} must be a mapping, got {block!r}")
+    if not isinstance(blocks, dict) or not all(isinstance(block, dict) for block in blocks.values()):
+        raise UsageError(f"profile file {path.name} must be a mapping of mappings, got {blocks!r}")
     return blocks
 
 
@@ -68,40 +81,45 @@ def profile_parameters(notebook: str, profile: str) -> dict[str, Any]:
     return {name: check_value(name, value, literals[name]) for name, value in values.items()}
 
 
-def notebook_literals(name: str) -> dict[str, Any]:
-    """The parameters that notebook `name` declares, `profile` among them. Raises UsageError if it cannot be read."""
+def read_notebook(name: str) -> nbformat.NotebookNode:
+    """The notebook `name` as its file is now. Raises UsageError for an unknown one and for a file that is none."""
     path = notebooks_folder() / f"{name}.ipynb"
-    try:
-        declared = declared_parameters(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    if not path.is_file():
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.ipynb")))
         found = f"notebooks are {known}" if known else f"notebooks are looked for in {path.parent}, which has none"
-        raise UsageError(f"unknown notebook {name!r}; {found}") from None
-    except UsageError as error:
-        raise UsageError(f"notebook {name}: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
+        raise UsageError(f"unknown notebook {name!r}; {found}")
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except Exception as error:  # whatever a damaged file makes the reader raise
         raise UsageError(f"notebook {name} cannot be read: {one_line(error)[:200]}") from error
+    return notebook
+
+
+def notebook_literals(name: str) -> dict[str, Any]:
+    """The parameters that notebook `name` declares, `profile` among them. Raises UsageError if it cannot be read."""
+    notebook = read_notebook(name)
+    try:
+        declared = declared_parameters(notebook)
+    except (UsageError, SyntaxError) as error:
+        raise UsageError(f"notebook {name}: {one_line(error)[:200]}") from error
     if declared.get("profile") != BASE:
         raise UsageError(f"notebook {name}: its parameters cell must hold profile = {BASE!r}")
     return {key: check_value(key, value, value) for key, value in declared.items()}
 
 
-def declared_parameters(notebook: Mapping[str, Any]) -> dict[str, Any]:
-    """Names and literals of the one cell tagged `parameters` in a notebook (nbformat 4 node or its JSON).
+def declared_parameters(notebook: nbformat.NotebookNode) -> dict[str, Any]:
+    """Names and literals of the one cell tagged `parameters` in a notebook.
 
     Raises UsageError when there is no such cell or more than one, or when it holds anything but `name =
     literal`.
     """
-    tagged = [
-        cell
-        for cell in notebook["cells"]
-        if cell["cell_type"] == "code" and "parameters" in cell.get("metadata", {}).get("tags", [])
-    ]
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    tagged = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
     if len(tagged) != 1:
         raise UsageError(f"a notebook needs one cell tagged 'parameters', this one has {len(tagged)}")
-    source = tagged[0]["source"]
     declared: dict[str, Any] = {}
-    for statement in ast.parse(source if isinstance(source, str) else "".join(source)).body:
+    for statement in ast.parse(tagged[0]["source"]).body:
         try:
             (target,) = statement.targets  # type: ignore[attr-defined]
             name, value = target.id, ast.literal_eval(statement.value)  # type: ignore[attr-defined]
@@ -122,25 +140,29 @@ def check_value(name: str, value: Any, literal: Any) -> Any:
     one is not and does not. `seeds` must be distinct integers of 0 to 2^63 - 1, `dataset` one of the image data sets,
     and a number of verification pairs at least 20. Raises UsageError.
     """
-    value = _typed(name, value, literal)
+    what = f"parameter {name!r}"
+    value = typed(what, value, literal)
     if name == "seeds":
         seeds = value if isinstance(value, list) else []
         whole = all(type(seed) is int and 0 <= seed <= LARGEST_SEED for seed in seeds)
         if not seeds or not whole or len(set(seeds)) < len(seeds):
-            raise UsageError(
-                f"parameter 'seeds' must be a list of distinct integers from 0 to {LARGEST_SEED}, got {value!r}"
-            )
+            _refuse(what, f"be a list of distinct integers from 0 to {LARGEST_SEED}", value)
     if name == "dataset":
         from ..data.datasets import NAMES
 
         if value not in NAMES:
-            raise UsageError(f"parameter 'dataset' must be one of {', '.join(NAMES)}, got {value!r}")
+            _refuse(what, f"be one of {', '.join(NAMES)}", value)
     if name.split("_")[-1] == "pairs" and type(value) is int and value < FEWEST_PAIRS:
-        raise UsageError(f"parameter {name!r} must be at least {FEWEST_PAIRS}, got {value!r}")
+        _refuse(what, f"be at least {FEWEST_PAIRS}", value)
     return value
 
 
-def _typed(name: str, value: Any, literal: Any) -> Any:
+def _refuse(what: str, must: str, value: Any) -> NoReturn:
+    raise UsageError(f"{what} must {must}, got {value!r}")
+
+
+def typed(what: str, value: Any, literal: Any) -> Any:
+    """`value` as the general rules of `check_value` take it for `literal`; `what` names it in the UsageError."""
     if isinstance(literal, float) and type(value) is int:
         value = float(value)
     if isinstance(value, tuple):
@@ -148,34 +170,26 @@ def _typed(name: str, value: Any, literal: Any) -> Any:
     wanted = list if isinstance(literal, tuple) else type(literal)
     # A declared None says nothing about the type.
     if literal is not None and type(value) is not wanted:
-        raise UsageError(f"parameter {name!r} must be of type {wanted.__name__}, got {value!r}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"parameter {name!r} must be finite, got {value!r}")
-    if _is_number(value) and _is_number(literal) and literal >= 0:
-        if value < 0:
-            raise UsageError(f"parameter {name!r} must not be negative, got {value!r}")
-        if value == 0 < literal and "margin" not in name:
-            raise UsageError(f"parameter {name!r} must be positive, got {value!r}")
-    if isinstance(value, list):
-        return _typed_list(name, value, literal)
+        _refuse(what, f"be of type {wanted.__name__}", value)
     if isinstance(value, dict):
-        return {key: _typed(name, item, (literal or {}).get(key)) for key, item in value.items()}
-    if not isinstance(value, _LITERALS):
-        raise UsageError(f"parameter {name!r} must be a plain literal, got {value!r}")
+        return {key: typed(what, item, (literal or {}).get(key)) for key, item in value.items()}
+    if isinstance(value, list):
+        items = [typed(what, item, _alike(item, literal)) for item in value]
+        if literal and not value:
+            _refuse(what, "be a list of at least one value", value)
+        if literal and len(set(map(repr, items))) < len(items) and len(set(map(repr, literal))) == len(literal):
+            _refuse(what, "be a list of distinct values", value)
+        return items
+    if type(value) not in _LITERALS:
+        _refuse(what, "be a plain literal", value)
+    if isinstance(value, float) and not math.isfinite(value):
+        _refuse(what, "be finite", value)
+    if type(value) in (int, float) and type(literal) in (int, float) and literal >= 0:
+        if value < 0:
+            _refuse(what, "not be negative", value)
+        if value == 0 < literal and "margin" not in what:
+            _refuse(what, "be positive", value)
     return value
-
-
-def _typed_list(name: str, value: list[Any], literal: Any) -> list[Any]:
-    if literal and not value:
-        raise UsageError(f"parameter {name!r} must be a list of at least one value, got {value!r}")
-    items = [_typed(name, item, _alike(item, literal)) for item in value]
-    if literal and len(set(map(repr, items))) < len(items) and len(set(map(repr, literal))) == len(literal):
-        raise UsageError(f"parameter {name!r} must be a list of distinct values, got {value!r}")
-    return items
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _alike(item: Any, literals: Iterable[Any] | None) -> Any:
@@ -216,16 +230,18 @@ def with_overrides(notebook: str, values: dict[str, Any], overrides: Mapping[str
 def resolve(notebook: str, given: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """Final parameters of a running notebook from the literals `given` in its namespace.
 
-    `REPROLIB_FINAL=1` (the runner): taken as they are. Otherwise the profile is the namespace's `profile` if
+    `REPROLIB_PARAMETERS` (the runner) holds them as JSON. Otherwise the profile is the namespace's `profile` if
     that is not `standard`, else `REPROLIB_PROFILE`; each parameter still at its standard literal takes the
     profile's value, and one that a user changed stays. Raises UsageError for an unknown name, profile or
     type.
     """
     literals = profile_parameters(notebook, BASE)
+    if final := environment.get("REPROLIB_PARAMETERS"):
+        given = json.loads(final)
     given = with_overrides(notebook, literals, given)
     check_profile(given["profile"])
-    if environment.get("REPROLIB_FINAL") == "1":
-        return given
+    if final:
+        return dict(given)
     profile = given["profile"]
     if profile == BASE:
         profile = environment.get("REPROLIB_PROFILE") or BASE

@@ -2,53 +2,46 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import shutil
-import threading
-import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
+
+from tqdm import tqdm
 
 VARIABLE = "REPROLIB_PROGRESS"
 LOG_SECONDS = 60.0
 
 
-def tell(table: str, done: int, total: int, seconds: float) -> None:
-    """Note that `done` of `total` runs of `table` took `seconds`, in the file that REPROLIB_PROGRESS names, if any."""
-    if target := os.environ.get(VARIABLE):
-        part = Path(f"{target}.part")
-        part.write_text(json.dumps([table, done, total, seconds]), encoding="utf-8")
-        os.replace(part, target)
+def told(runs: Iterable[Any], table: str, total: int) -> Iterator[Any]:
+    """The `total` runs of `table` as they are done, told to the file that REPROLIB_PROGRESS names, if any."""
+    form = "{desc} {n} of {total} runs, {remaining} left"
+    with open(os.environ.get(VARIABLE, os.devnull), "w", encoding="utf-8") as stream:
+        yield from tqdm(runs, table, total, leave=False, file=stream, bar_format=form)
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+def state(path: Path) -> str:
+    """What `told` wrote last into `path`, as "face_run 3 of 12 runs, 04:30 left"; empty before and after."""
+    try:
+        return path.read_bytes().decode(errors="replace").rpartition("\r")[2].strip()
+    except OSError:
+        return ""
 
 
 class Display:
-    """Shows where the notebooks are: in a terminal one line that is renewed, else at most one line a minute for each.
+    """Shows where the notebooks are: in a terminal one line that is renewed, else what is new.
 
-    A context manager; `files` names for each running notebook the file of `tell` and when it began.
+    `files` names for each running notebook the file of `told`; `show` is to be called every `seconds`.
     """
 
-    def __init__(self, stream: TextIO, log_seconds: float = LOG_SECONDS) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self.files: dict[str, tuple[Path, float]] = {}
+        self.files: dict[str, Path] = {}
         self._terminal = stream.isatty()
-        self._log_seconds = log_seconds
-        self._logged: dict[str, tuple[float, str]] = {}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._show_each_second, daemon=True)
-
-    def __enter__(self) -> Display:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        self.clear()
+        self.seconds = 1.0 if self._terminal else LOG_SECONDS
+        self._shown: set[str] = set()
 
     def clear(self) -> None:
         """Take the line of a terminal away, before another one is printed."""
@@ -56,36 +49,14 @@ class Display:
             self.stream.write("\r\x1b[K")
             self.stream.flush()
 
-    def _show_each_second(self) -> None:
-        try:
-            while not self._ended.wait(min(1.0, self._log_seconds)):
-                self.show()
-        except (OSError, ValueError):
-            pass  # the stream is closed; the run goes on
-
     def show(self) -> None:
         """Write what is new."""
-        now = time.monotonic()
-        states = {name: state(path) for name, (path, _) in list(self.files.items())}
-        if self._terminal:
-            elapsed = {name: _duration(now - began) for name, (_, began) in list(self.files.items())}
-            text = " | ".join(f"{name}: {said or elapsed.get(name, '')}" for name, said in states.items())
-            self.stream.write("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
-        for name, said in ({} if self._terminal else states).items():
-            last, before = self._logged.get(name, (self.files.get(name, (None, now))[1], ""))
-            if said and said != before and now - last >= self._log_seconds:
-                self._logged[name] = (now, said)
-                self.stream.write(f"{name}: {said}\n")
-        self.stream.flush()
-
-
-def state(path: Path) -> str:
-    """What `tell` noted in `path`, as "face_run 3 of 12 runs, 4 min left"; empty before and after."""
-    try:
-        table, done, total, seconds = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    if done == total:
-        return ""
-    left = f", {_duration(seconds / done * (total - done))} left" if done else ""
-    return f"{table} {done} of {total} runs{left}"
+        lines = [f"{name}: {state(path)}".removesuffix(": ") for name, path in list(self.files.items())]
+        with contextlib.suppress(OSError, ValueError):  # the stream is closed; the run goes on
+            self.clear()
+            if self._terminal:
+                self.stream.write(" | ".join(lines)[: shutil.get_terminal_size().columns - 1])
+            else:
+                self.stream.writelines(f"{line}\n" for line in lines if ": " in line and line not in self._shown)
+            self.stream.flush()
+        self._shown = set(lines)

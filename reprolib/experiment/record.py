@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,26 +18,37 @@ if TYPE_CHECKING:
 VERDICTS = ("reproduced", "contradicted", "inconclusive")
 
 
-def plain(value: Any, where: str) -> Any:
+def refuse(value: Any, where: str) -> Any:
+    """What `plain` makes of a tensor or an array: lists. Raises for anything else that JSON cannot hold."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return plain(value.tolist(), where)
+    if isinstance(value, float):
+        raise ValueError(f"{where} must be finite, not {value!r}")
+    raise TypeError(f"{where} must be made of numbers, text, lists and dictionaries, not {type(value).__name__}")
+
+
+def plain(value: Any, where: str, other: Callable[[Any, str], Any] = refuse) -> Any:
     """`value` as JSON data: numbers, text, lists, dictionaries; an estimate is `{value, low, high, level}`.
 
-    Raises ValueError for a number that is not finite and TypeError for anything that JSON cannot hold.
+    other: called with all that JSON does not have (tensors, arrays, numbers that are not finite, objects) and its
+    place; gives what stands for it. By default it raises ValueError or TypeError, which name the place `where`.
     """
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, (torch.Tensor, np.ndarray, np.generic)):
-        return plain(value.tolist(), where)
-    if isinstance(value, int):
-        return int(value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None:
+        return None
+    for kind in (bool, int, str):
+        if isinstance(value, kind):
+            return kind(value)
     if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"{where} must be finite, not {float(value)!r}")
-        return {name: plain(part, f"{where} ({name})") for name, part in interval(value).items()} or float(value)
+        if parts := interval(value):
+            return {name: plain(part, f"{where} ({name})", other) for name, part in parts.items()}
+        return float(value) if math.isfinite(value) else other(float(value), where)
     if isinstance(value, Mapping):
-        return {str(key): plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+        return {str(key): plain(item, f"{where}[{key!r}]", other) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item, where) for item in value]
-    raise TypeError(f"{where} must be made of numbers, text, lists and dictionaries, not {type(value).__name__}")
+        return [plain(item, where, other) for item in value]
+    return other(value, where)
 
 
 def interval(value: Any) -> dict[str, float]:
@@ -48,12 +59,8 @@ def interval(value: Any) -> dict[str, float]:
     return {"value": float(value), "low": bounds[0], "high": bounds[1], "level": value.level}
 
 
-def _without_infinities(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _without_infinities(item) for key, item in value.items()}
-    return [_without_infinities(item) for item in value] if isinstance(value, (list, tuple)) else value
+def _infinite_as_none(value: Any, where: str) -> Any:
+    return None if isinstance(value, float) else refuse(value, where)
 
 
 def number(value: Any) -> str:
@@ -132,21 +139,20 @@ class Record:
     def add_check(self, check: Any) -> None:
         """Take over one `CheckRecord` of `reprolib.theory.checks`."""
         self._admit("check", check.id)
-        names = ("id", "statement", "source", "kind", "measured", "tolerance", "passed", "detail")
-        values = {name: getattr(check, name) for name in names}
-        # A part of an attack that could not be measured is infinite, as is the error of a statement that has
-        # no value.
-        values["detail"] = _without_infinities(values["detail"])
-        if not check.passed:
-            values["measured"] = _without_infinities(values["measured"])
-        self.checks[check.id] = {name: plain(value, f"{name} of check {check.id!r}") for name, value in values.items()}
+        # A part of an attack that could not be measured is infinite, as is the error of a statement without a value.
+        loose = dict.fromkeys(("detail",) if check.passed else ("detail", "measured"), _infinite_as_none)
+        self.checks[check.id] = {
+            name: plain(getattr(check, name), f"{name} of check {check.id!r}", loose.get(name, refuse))
+            for name in ("id", "statement", "source", "kind", "measured", "tolerance", "passed", "detail")
+        }
 
     def add_claim(self, claim: Claim) -> None:
         """Take over a claim or a finding, to be judged later."""
         self._admit("claim", claim.id)
         self.claims[claim.id] = claim
 
-    def add_table(self, id: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    def add_table(self, id: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+        """Take over a table and give it as JSON data."""
         names = [str(column) for column in columns]
         lines = [plain(list(row), f"table {id!r}") for row in rows]
         for line in lines:
@@ -154,6 +160,7 @@ class Record:
                 raise ValueError(f"a row of table {id!r} has {len(line)} cells for {len(names)} columns")
         self._admit("table", id)
         self.tables[id] = {"id": id, "title": title, "columns": names, "rows": lines}
+        return self.tables[id]
 
     def unfinished(self) -> str | None:
         """One sentence on what keeps the record from being written, None when it is complete."""
@@ -187,47 +194,39 @@ def running_cell() -> tuple[str, int] | None:
 
 def checks_view(checks: Sequence[Mapping[str, Any]], *, measured: bool = True) -> TableView:
     """The checks as a table; `measured=False` leaves out the numbers that differ between machines."""
-    columns = ["check", "statement", "kind", "measured", "allowed", "result"]
-    rows = [
-        [
-            check["id"],
-            check["statement"],
-            check["kind"],
-            "not finite" if check["measured"] is None else f"{check['measured']:.0e}",
-            f"{check['tolerance']:.0e}",
-            "passed" if check["passed"] else "failed",
-        ]
-        for check in checks
-    ]
-    if not measured:
-        columns, rows = [*columns[:3], columns[5]], [[*row[:3], row[5]] for row in rows]
-    return TableView("", tuple(columns), tuple(map(tuple, rows)))
+    rows = []
+    for check in checks:
+        error = "not finite" if check["measured"] is None else f"{check['measured']:.0e}"
+        numbers = (error, f"{check['tolerance']:.0e}") if measured else ()
+        result = "passed" if check["passed"] else "failed"
+        rows.append((check["id"], check["statement"], check["kind"], *numbers, result))
+    columns = ("check", "statement", "kind", *(("measured", "allowed") if measured else ()), "result")
+    return TableView("", columns, tuple(rows))
 
 
-def claims_view(claims: Sequence[Mapping[str, Any]], *, title: str = "") -> TableView:
+def claims_view(claims: Sequence[Mapping[str, Any]]) -> TableView:
     """Claims or findings with their criterion, the paper's value, what was measured here and the verdict.
 
     A column says what the comparisons can see (`power`) if a claim says so.
     """
-    columns = ["claim", "paper", "statement", "criterion", "paper value", "here", "seeds", "verdict"]
+    powers = any(claim.get("power") for claim in claims)
     rows = [
-        [
+        (
             claim["id"],
             ", ".join(filter(None, (claim["paper"], claim["source"]))),
             claim["statement"],
             claim["criterion"],
+            *([claim.get("power") or "–"] if powers else []),
             number(claim["paper_value"]),
             number(claim["measured"]),
             str(len(claim["seeds"]) or "–"),
             claim["verdict"] or "not judged yet",
-        ]
+        )
         for claim in claims
     ]
-    if any(claim.get("power") for claim in claims):
-        columns.insert(4, "power")
-        for row, claim in zip(rows, claims, strict=True):
-            row.insert(4, claim.get("power") or "–")
-    return TableView(title, tuple(columns), tuple(map(tuple, rows)))
+    power = ("power",) if powers else ()
+    columns = ("claim", "paper", "statement", "criterion", *power, "paper value", "here", "seeds", "verdict")
+    return TableView("", columns, tuple(rows))
 
 
 def table_view(table: Mapping[str, Any]) -> TableView:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .paths import UsageError, reference_folder
 from .record import TableView, number
@@ -37,8 +35,7 @@ def load_reference(notebook: str, profile: str) -> dict[str, Any] | None:
     return read_record(path) if path.exists() else None
 
 
-@dataclass(frozen=True)
-class ClaimPair:
+class ClaimPair(NamedTuple):
     """One claim or finding in both records; None where a record does not have it."""
 
     id: str
@@ -53,36 +50,21 @@ class ClaimPair:
         return SAME if self.here["verdict"] == self.reference["verdict"] else DIFFERS
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """One notebook's record against the reference; made by `compare`.
 
-    claims: in the order of the notebook, claims before findings. new_checks, missing_checks: ids that only one record
-    has. parameters: those that differ, with both values.
+    claims: by id in the order of the notebook, claims before findings. others: what else differs, in words.
     """
 
     notebook: str
-    claims: tuple[ClaimPair, ...]
-    new_checks: tuple[str, ...]
-    missing_checks: tuple[str, ...]
-    parameters: Mapping[str, tuple[Any, Any]]
-
-    def count(self, result: str) -> int:
-        return sum(pair.result == result for pair in self.claims)
+    claims: dict[str, ClaimPair]
+    others: list[str]
 
     def __str__(self) -> str:
-        counts = Counter(pair.result for pair in self.claims)
-        parts = [f"{counts[SAME]} of {len(self.claims)} claims {SAME}"]
-        for result, words in ((DIFFERS, "differ"), (NEW, NEW), (MISSING, MISSING)):
-            if counts[result]:
-                listed = ", ".join(pair.id for pair in self.claims if pair.result == result)
-                parts.append(f"{counts[result]} {words} ({listed})")
-        for words, ids in ((NEW, self.new_checks), (MISSING, self.missing_checks)):
-            if ids:
-                parts.append(f"{len(ids)} checks {words}")
-        if self.parameters:
-            parts.append(f"with another {', '.join(self.parameters)}")
-        return "; ".join(parts)
+        words = {DIFFERS: "differ", NEW: NEW, MISSING: MISSING}
+        ids = {result: [pair.id for pair in self.claims.values() if pair.result == result] for result in (SAME, *words)}
+        parts = [f"{len(ids[key])} {word} ({', '.join(ids[key])})" for key, word in words.items() if ids[key]]
+        return "; ".join([f"{len(ids[SAME])} of {len(self.claims)} claims {SAME}", *parts, *self.others])
 
 
 def compare(document: Document, reference: Document) -> Comparison:
@@ -90,16 +72,17 @@ def compare(document: Document, reference: Document) -> Comparison:
     if document["notebook"] != reference["notebook"]:
         both = f"{document['notebook']!r} and {reference['notebook']!r}"
         raise ValueError(f"records of one notebook are compared, got {both}")
-    checks = [{check["id"] for check in one["checks"]} for one in (document, reference)]
-    values = [dict(one["parameters"]) for one in (document, reference)]
-    names = dict.fromkeys([*values[0], *values[1]])
-    return Comparison(
-        document["notebook"],
-        tuple(_pairs(document, reference)),
-        tuple(sorted(checks[0] - checks[1])),
-        tuple(sorted(checks[1] - checks[0])),
-        {n: (values[0].get(n), values[1].get(n)) for n in names if values[0].get(n) != values[1].get(n)},
+    here, there = (
+        {claim["id"]: claim for part in ("claims", "findings") for claim in one[part]} for one in (document, reference)
     )
+    pairs = {id: ClaimPair(id, here.get(id), there.get(id)) for id in {**here, **there}}
+    ours, theirs = ({check["id"] for check in one["checks"]} for one in (document, reference))
+    counts = ((len(ours - theirs), NEW), (len(theirs - ours), MISSING))
+    others = [f"{count} checks {result}" for count, result in counts if count]
+    set_here, set_there = document["parameters"], reference["parameters"]
+    if changed := [name for name in {**set_here, **set_there} if set_here.get(name) != set_there.get(name)]:
+        others.append(f"with another {', '.join(changed)}")
+    return Comparison(document["notebook"], pairs, others)
 
 
 def against_reference(document: Document) -> Comparison | None:
@@ -108,23 +91,15 @@ def against_reference(document: Document) -> Comparison | None:
     return None if reference is None else compare(document, reference)
 
 
-def _pairs(document: Document, reference: Document) -> Iterator[ClaimPair]:
-    for part in ("claims", "findings"):
-        here, there = ({claim["id"]: claim for claim in one[part]} for one in (document, reference))
-        yield from (ClaimPair(id, here.get(id), there.get(id)) for id in dict.fromkeys([*here, *there]))
-
-
-def comparison_view(comparisons: Sequence[Comparison], *, changed: bool = False, title: str = "") -> TableView:
-    """Claim by claim: what was measured and the verdict, here and in the reference. changed: only where they differ."""
+def comparison_view(comparisons: Sequence[Comparison]) -> TableView:
+    """Claim by claim: what was measured and the verdict, here and in the reference."""
 
     def cells(claim: Mapping[str, Any] | None) -> tuple[str, str]:
         return ("–", "–") if claim is None else (number(claim["measured"]), claim["verdict"])
 
     rows = []
-    for comparison in comparisons:
-        for pair in comparison.claims:
-            if not changed or pair.result != SAME:
-                (here, verdict), (there, other) = cells(pair.here), cells(pair.reference)
-                rows.append((pair.id, here, there, verdict, other, pair.result))
+    for pair in (pair for comparison in comparisons for pair in comparison.claims.values()):
+        (here, verdict), (there, other) = cells(pair.here), cells(pair.reference)
+        rows.append((pair.id, here, there, verdict, other, pair.result))
     columns = ("claim", "here", "reference", "verdict here", "in the reference", "result")
-    return TableView(title, columns, tuple(rows))
+    return TableView("", columns, tuple(rows))

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .parameters import BASE, check_profile, profile_parameters
+from .parameters import BASE, check_profile, profile_parameters, resolve_profile
 from .paths import UsageError, reference_folder, results_folder, write_atomically
 from .record import VERDICTS, TableView, checks_view, claims_view, number, table_view
-from .reference import SAME, ClaimPair, Comparison, Document, against_reference, comparison_view, read_record
-from .runner import resolve_profile
+from .reference import SAME, Comparison, Document, against_reference, comparison_view, read_record
 
 
-def load_records(profile: str | None = None, results: Path | None = None) -> list[Document]:
+def load_records(profile: str | None = None) -> list[Document]:
     """The records of a profile in the order of the notebooks' names: the reader's own, else the committed one.
 
     A record has a further key `committed` that says which it is. Without a profile: that of `run` on this machine, or
@@ -25,7 +24,7 @@ def load_records(profile: str | None = None, results: Path | None = None) -> lis
         check_profile(profile)
     for name in [profile] if profile else dict.fromkeys([resolve_profile("auto"), BASE]):
         paths: dict[str, tuple[Path, bool]] = {}
-        for folder, committed in ((reference_folder(), True), (results or results_folder(), False)):
+        for folder, committed in ((reference_folder(), True), (results_folder(), False)):
             paths |= {path.stem: (path, committed) for path in (folder / name).glob("*.json")}
         if paths:
             return [{**read_record(path), "committed": committed} for _, (path, committed) in sorted(paths.items())]
@@ -46,39 +45,42 @@ def changed_parameters(document: Document) -> dict[str, Any]:
     return {name: value for name, value in document["parameters"].items() if value != usual.get(name)}
 
 
+def counts(document: Document) -> Counter[str]:
+    """Passed `checks`, the verdicts on the papers' claims, and `findings` of a record."""
+    found = Counter(claim["verdict"] for claim in document["claims"])
+    found["checks"] = sum(check["passed"] for check in document["checks"])
+    found["findings"] = len(document["findings"])
+    return found
+
+
 def overview(documents: Sequence[Document]) -> TableView:
     """One line a notebook: checks, verdicts on the papers' claims, findings, the reference, seconds and the device.
 
     A star marks changed parameters.
     """
+
+    def row(name: str, counted: Counter[str], against: str, seconds: float, device: str) -> tuple[str, ...]:
+        numbers = [str(counted[kind]) for kind in ("checks", *VERDICTS, "findings")]
+        return (name, *numbers, against, f"{seconds:.0f}", device)
+
     rows = []
-    total: Counter[str] = Counter()
     for document in documents:
-        counts = Counter(claim["verdict"] for claim in document["claims"])
-        counts["checks"] = sum(check["passed"] for check in document["checks"])
-        counts["findings"] = len(document["findings"])
-        total += counts
         star = " *" if changed_parameters(document) else ""
-        comparison = compared(document)
         against = "committed" if document.get("committed") else "–"
-        if comparison is not None:
-            against = f"{comparison.count(SAME)} of {len(comparison.claims)}"
+        if comparison := compared(document):
+            same = sum(pair.result == SAME for pair in comparison.claims.values())
+            against = f"{same} of {len(comparison.claims)}"
         device = document.get("environment", {}).get("device", "")
-        rows.append((document["notebook"] + star, *_counts(counts), against, f"{document['seconds']:.0f}", device))
-    seconds = sum(document["seconds"] for document in documents)
-    rows.append(("all", *_counts(total), "", f"{seconds:.0f}", ""))
+        rows.append(row(document["notebook"] + star, counts(document), against, document["seconds"], device))
+    total = sum(map(counts, documents), Counter())
+    rows.append(row("all", total, "", sum(document["seconds"] for document in documents), ""))
     columns = ("notebook", "checks passed", *VERDICTS, "findings", SAME, "seconds", "device")
     return TableView(f"Profile {documents[0]['profile']}", columns, tuple(rows))
 
 
-def _counts(counts: Counter[str]) -> list[str]:
-    return [str(counts[name]) for name in ("checks", *VERDICTS, "findings")]
-
-
 def markdown_report(documents: Sequence[Document]) -> str:
     """Overview, then claims, findings, tables and checks of each notebook, as Markdown."""
-    table = overview(documents)
-    parts = [f"# Report, profile {documents[0]['profile']}", table.markdown()]
+    parts = [f"# Report, profile {documents[0]['profile']}", overview(documents).markdown()]
     for document in documents:
         parts.append(f"## {document['notebook']}")
         if changed := changed_parameters(document):
@@ -96,9 +98,9 @@ def markdown_report(documents: Sequence[Document]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_report(documents: Sequence[Document], results: Path | None = None) -> Path:
+def write_report(documents: Sequence[Document]) -> Path:
     """Write `results/<profile>/report.md` and return its path."""
-    path = (results or results_folder()) / documents[0]["profile"] / "report.md"
+    path = results_folder() / documents[0]["profile"] / "report.md"
     write_atomically(path, markdown_report(documents))
     return path
 
@@ -116,10 +118,7 @@ def list_claims(documents: Sequence[Document], paper: str | None = None) -> str:
     if not found:
         wanted = "" if paper is None else f" of paper {paper!r}"
         raise UsageError(f"there is no claim{wanted}; papers are: {'; '.join(papers) or 'none'}")
-    pairs: dict[str, dict[str, ClaimPair]] = {}
-    for document in documents:
-        if comparison := compared(document):
-            pairs[document["notebook"]] = {pair.id: pair for pair in comparison.claims}
+    comparisons = {document["notebook"]: compared(document) for document in documents}
     blocks = []
     for claim, document in found:
         lines = [
@@ -128,10 +127,10 @@ def list_claims(documents: Sequence[Document], paper: str | None = None) -> str:
             f"  criterion: {claim['criterion']}",
             f"  paper: {number(claim['paper_value'])}; here: {number(claim['measured'])} ({len(claim['seeds'])} seeds)",
         ]
-        pair = pairs.get(document["notebook"], {}).get(claim["id"])
-        if pair is not None and pair.reference is not None:
-            measured = number(pair.reference["measured"])
-            lines.append(f"  {pair.result}: {pair.reference['verdict']}, {measured}")
+        comparison = comparisons[document["notebook"]]
+        if comparison and (there := comparison.claims[claim["id"]].reference):
+            result = comparison.claims[claim["id"]].result
+            lines.append(f"  {result}: {there['verdict']}, {number(there['measured'])}")
         blocks.append("\n".join(lines))
-    counts = Counter(claim["verdict"] for claim, _ in found)
-    return "\n".join([*blocks, ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)])
+    verdicts = Counter(claim["verdict"] for claim, _ in found)
+    return "\n".join([*blocks, ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in VERDICTS)])

@@ -9,11 +9,9 @@ import os
 import re
 import sys
 import tempfile
-import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ import nbformat
 from .claims import load_claims
 from .committed import commit
 from .kernel import Kernels, NotebookFailed, execute
-from .parameters import BASE, check_profile, notebook_literals, profile_parameters, with_overrides
+from .parameters import BASE, device_name, profile_parameters, read_notebook, resolve_profile, with_overrides
 from .paths import (
     UsageError,
     cache_folder,
@@ -37,8 +35,9 @@ from .paths import (
     unwritable,
     write_atomically,
 )
-from .record import VERDICTS, TableView
-from .reference import against_reference, comparison_view
+from .record import VERDICTS
+from .reference import Document, against_reference, comparison_view
+from .report import counts, overview
 from .sources import source_hash
 
 # The profiles whose outputs a committed notebook may show.
@@ -47,41 +46,33 @@ SHOWN_PROFILES = (BASE, "full")
 
 @dataclass(frozen=True)
 class Job:
-    """One notebook to run: its file, its content, its final parameters and the claims that its file declares."""
+    """One notebook to run: its content, its final parameters and the claims that its file declares."""
 
     name: str
-    path: Path
     notebook: nbformat.NotebookNode
     parameters: dict[str, Any]
-    injected: dict[str, Any]
     claims: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one notebook; `checks` counts the passed checks and `verdicts` the claims."""
+    """What became of one notebook: "run", "cached" or "failed", with its record or a message."""
 
     name: str
     status: str
-    checks: int = 0
-    verdicts: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
+    document: Document | None = None
     message: str = ""
-    document: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
-        if self.status == "failed":
+        if self.document is None:
             return f"{self.name}: {self.message}"
+        counted = counts(self.document)
         if self.status == "cached":
             again = "use --force to run again"
-            return f"{self.name}: unchanged, cached result of {self.checks} checks ({again})"
-        claims = ", ".join(f"{self.verdicts[verdict]} {verdict}" for verdict in VERDICTS)
-        return f"{self.name}: {self.checks} checks passed; claims: {claims}; {self.seconds:.0f} s"
-
-
-def available_notebooks() -> dict[str, Path]:
-    """Name and file of each notebook, in the order of the names."""
-    return {path.stem: path for path in sorted(notebooks_folder().glob("*.ipynb"))}
+            return f"{self.name}: unchanged, cached result of {counted['checks']} checks ({again})"
+        claims = ", ".join(f"{counted[verdict]} {verdict}" for verdict in VERDICTS)
+        seconds = self.document["seconds"]
+        return f"{self.name}: {counted['checks']} checks passed; claims: {claims}; {seconds:.0f} s"
 
 
 def find_notebooks(names: Sequence[str]) -> dict[str, Path]:
@@ -90,7 +81,7 @@ def find_notebooks(names: Sequence[str]) -> dict[str, Path]:
     A path must lead to the notebook itself, from the working directory or from the root of the repository: a copy
     elsewhere is another notebook. Raises UsageError for a name that means none or more than one.
     """
-    known = available_notebooks()
+    known = {path.stem: path for path in sorted(notebooks_folder().glob("*.ipynb"))}
     if not known:
         raise UsageError(
             f"there is no notebook in {notebooks_folder()}; to run them, clone the repository and run there, or let "
@@ -111,38 +102,17 @@ def find_notebooks(names: Sequence[str]) -> dict[str, Path]:
     return dict(sorted(chosen.items()))
 
 
-def resolve_profile(profile: str) -> str:
-    """`auto` is `full` where there is a GPU, else `standard`. Raises UsageError for an unknown profile."""
-    check_profile(profile, "auto")
-    if profile == "auto":
-        return "full" if device_type().startswith("cuda") else BASE
-    return profile
-
-
-def device_type() -> str:
-    """The device that the kernels will use: `REPROLIB_DEVICE`, else `cuda` if there is one, else `cpu`."""
-    if named := os.environ.get("REPROLIB_DEVICE"):
-        return named
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def prepare(names: Sequence[str], profile: str, overrides: Mapping[str, Any]) -> list[Job]:
     """All that can be refused is refused here, before anything is run or written. Raises UsageError."""
-    jobs = []
-    for name, path in find_notebooks(names).items():
-        try:
-            notebook = nbformat.read(path, as_version=4)
-            nbformat.validate(notebook)
-        except (nbformat.reader.NotJSONError, nbformat.ValidationError, KeyError, AttributeError, OSError) as error:
-            raise UsageError(f"notebook {name} cannot be read: {one_line(error)[:200]}") from error
-        declared = notebook_literals(name)
-        final = with_overrides(name, profile_parameters(name, profile), overrides)
-        injected = {key: value for key, value in final.items() if value != declared[key]}
-        claims = [claim.declared() for claim in load_claims(name)]
-        jobs.append(Job(name, path, notebook, final, injected, claims))
-    return jobs
+    return [
+        Job(
+            name,
+            read_notebook(name),
+            with_overrides(name, profile_parameters(name, profile), overrides),
+            [vars(claim) for claim in load_claims(name)],
+        )
+        for name in find_notebooks(names)
+    ]
 
 
 def data_state(root: Path, job: Job) -> list[list[Any]]:
@@ -156,21 +126,20 @@ def data_state(root: Path, job: Job) -> list[list[Any]]:
     code = [cell.source for cell in cells if "parameters" not in cell.metadata.get("tags", [])]
     named = "\n".join([*code, json.dumps(job.parameters)]).lower()
     found = []
-    for top in sorted(root.iterdir()) if root.is_dir() else []:
+    for top in root.glob("*"):
         word = re.match("[a-z]+", top.name.lower())
-        if word is None or word.group() not in named:
-            continue
-        paths = [Path(base, name) for base, _, names in os.walk(top) for name in names] if top.is_dir() else [top]
-        for path in paths:
-            with contextlib.suppress(FileNotFoundError):
-                if path.suffix != ".part":
-                    status = path.stat()
-                    found.append([path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns])
+        if word is not None and word.group() in named:
+            walked = [Path(base, name) for base, _, names in os.walk(top) for name in names]
+            for path in walked if top.is_dir() else [top]:
+                with contextlib.suppress(FileNotFoundError):
+                    if path.suffix != ".part":
+                        status = path.stat()
+                        found.append([path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns])
     return sorted(found)
 
 
-def run_key(job: Job, package: str, data_root: Path) -> str:
-    """SHA-256 of all that shapes the result of a notebook; equal keys need no second run.
+def stamp(job: Job, package: str, data_root: Path, record: bytes, executed: bytes) -> str:
+    """SHA-256 of all that shapes the result of a notebook and of the result itself: as long as it fits, it is kept.
 
     package: the hash of the package's source.
     """
@@ -182,46 +151,49 @@ def run_key(job: Job, package: str, data_root: Path) -> str:
         "data": data_state(data_root, job),
         "versions": {name: metadata.version(name) for name in ("torch", "numpy", "scikit-learn", "matplotlib")},
         "python": sys.version_info[:2],
-        "device": device_type(),
+        "device": device_name(),
+        "result": [hashlib.sha256(content).hexdigest() for content in (record, executed)],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def run_job(job: Job, results: Path, kernels: Kernels, *, force: bool = False, save_outputs: bool = False) -> Outcome:
-    """Run one notebook, or take over its unchanged result. Does not raise for a failing cell or an unwritable file."""
-    folder = results / job.parameters["profile"]
-    began = time.perf_counter()
+def unchanged(job: Job, folder: Path, data_root: Path) -> bool:
+    """Whether the stored record and executed copy of this notebook belong together and to this very run."""
     try:
-        if not force and unchanged(job, results, kernels.data):
+        record, executed, stored = (
+            (folder / f"{job.name}{suffix}").read_bytes() for suffix in (".json", ".ipynb", ".key")
+        )
+    except OSError:
+        return False
+    return stored == f"{stamp(job, source_hash(), data_root, record, executed)}\n".encode()
+
+
+def run_job(job: Job, folder: Path, kernels: Kernels, *, force: bool = False, save_outputs: bool = False) -> Outcome:
+    """Run one notebook, or take over its unchanged result. Does not raise for a failing cell or an unwritable file."""
+    try:
+        if not force and unchanged(job, folder, kernels.data):
             record = (folder / f"{job.name}.json").read_bytes()
             if save_outputs:
-                commit(nbformat.read(folder / f"{job.name}.ipynb", as_version=4), record, job.path)
-            return _outcome(job, "cached", json.loads(record))
+                commit(nbformat.read(folder / f"{job.name}.ipynb", as_version=4), record)
+            return Outcome(job.name, "cached", json.loads(record))
         with tempfile.TemporaryDirectory(prefix="reprolib-") as staging:
-            return _run(job, folder, Path(staging), kernels, save_outputs)
+            return Outcome(job.name, "run", _run(job, folder, Path(staging), kernels, save_outputs))
     except (NotebookFailed, UsageError) as error:
-        message = str(error)
+        return Outcome(job.name, "failed", message=str(error))
     except OSError as error:
-        message = f"its result is not stored: {one_line(error)}"
-    return Outcome(job.name, "failed", seconds=time.perf_counter() - began, message=message)
+        return Outcome(job.name, "failed", message=f"its result is not stored: {one_line(error)}")
 
 
-def unchanged(job: Job, results: Path, data: Path) -> bool:
-    """Whether the stored record and executed copy of this notebook belong together and to this very run."""
-    stored = [results / job.parameters["profile"] / f"{job.name}{suffix}" for suffix in (".json", ".ipynb", ".key")]
-    record, executed, stamp = stored
-    return _stamped(stamp) == [run_key(job, source_hash(), data), *map(_digest, map(_content, (record, executed)))]
-
-
-def _run(job: Job, folder: Path, staging: Path, kernels: Kernels, save_outputs: bool) -> Outcome:
+def _run(job: Job, folder: Path, staging: Path, kernels: Kernels, save_outputs: bool) -> Document:
     # The run may fetch its data itself, but the code that runs is the one from before.
     package = source_hash()
+    failed = folder / f"{job.name}.failed.ipynb"
     try:
-        output = execute(job.name, job.notebook, job.injected, job.parameters["profile"], staging, kernels)
+        output = execute(job.name, job.notebook, job.parameters, staging, kernels)
         record = finished_record(job, staging)
-    except NotebookFailed:
-        if (staging / "executed.ipynb").exists() and not kernels.stopped:
-            write_atomically(folder / f"{job.name}.failed.ipynb", (staging / "executed.ipynb").read_bytes())
+    except NotebookFailed as error:
+        if error.executed is not None and not kernels.stopped:
+            write_atomically(failed, nbformat.writes(error.executed) + "\n")
         raise
     executed = (nbformat.writes(output) + "\n").encode()
     # The stamp goes first and comes back last, with the digests of what was written here: another runner that writes
@@ -229,36 +201,11 @@ def _run(job: Job, folder: Path, staging: Path, kernels: Kernels, save_outputs: 
     (folder / f"{job.name}.key").unlink(missing_ok=True)
     write_atomically(folder / f"{job.name}.json", record)
     write_atomically(folder / f"{job.name}.ipynb", executed)
-    (folder / f"{job.name}.failed.ipynb").unlink(missing_ok=True)
+    failed.unlink(missing_ok=True)
     if save_outputs:
-        commit(output, record, job.path)
-    stamp = [run_key(job, package, kernels.data), _digest(record), _digest(executed)]
-    write_atomically(folder / f"{job.name}.key", json.dumps(stamp) + "\n")
-    return _outcome(job, "run", json.loads(record))
-
-
-def _stamped(stamp: Path) -> list[str] | None:
-    try:
-        return json.loads(stamp.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest() if content else ""
-
-
-def _outcome(job: Job, status: str, document: dict[str, Any]) -> Outcome:
-    verdicts = Counter(claim["verdict"] for claim in document["claims"])
-    checks = sum(check["passed"] for check in document["checks"])
-    return Outcome(job.name, status, checks, verdicts, document["seconds"], document=document)
+        commit(output, record)
+    write_atomically(folder / f"{job.name}.key", f"{stamp(job, package, kernels.data, record, executed)}\n")
+    return json.loads(record)
 
 
 def finished_record(job: Job, staging: Path) -> bytes:
@@ -293,8 +240,8 @@ def run_notebooks(
     from ..data import data_root
     from . import pick_device
 
-    chosen = resolve_profile(profile)
-    if save_outputs and (chosen not in SHOWN_PROFILES or overrides):
+    profile = resolve_profile(profile)
+    if save_outputs and (profile not in SHOWN_PROFILES or overrides):
         raise UsageError(
             f"--save-outputs must be given with profile {' or '.join(SHOWN_PROFILES)} and without -p: the notebooks "
             "show such a run"
@@ -302,68 +249,55 @@ def run_notebooks(
     if at_once < 1:
         raise UsageError(f"the number of notebooks at once must be at least 1, got {at_once}")
     pick_device()
-    jobs = prepare(names, chosen, overrides or {})
-    folder, data = results or results_folder(), data_root().resolve()
-    reason = unwritable(folder / chosen)
+    jobs = prepare(names, profile, overrides or {})
+    results = results or results_folder()
+    folder, data = results / profile, data_root().resolve()
+    reason = unwritable(folder)
     if reason and (force or not all(unchanged(job, folder, data) for job in jobs)):
-        raise OSError(f"the results folder {folder / chosen} cannot be written to: {reason}")
+        raise OSError(f"the results folder {folder} cannot be written to: {reason}")
     cache: Path | None = cache_folder()
     if reason := unwritable(cache_folder()):
         print(f"the cache {cache} cannot be written to ({reason}); the trained runs are not kept", file=sys.stderr)
         cache = None
-    for leftovers in (folder / chosen, cache_folder()):
+    for leftovers in (folder, cache_folder()):
         remove_leftovers(leftovers)
-    lines = reference_folder() if save_outputs else folder
+    lines = reference_folder() if save_outputs else results
     kernels = Kernels(data, cache, lines, max(1, joblib.cpu_count() // at_once))
     done: dict[str, Outcome] = {}
     # The work is in the kernels, which are processes; a thread only waits for one, and this one for signals.
     pool = ThreadPoolExecutor(at_once)
-    with kernels.display as display:
-        try:
-            options = {"force": force, "save_outputs": save_outputs}
-            for future in as_completed([pool.submit(run_job, job, folder, kernels, **options) for job in jobs]):
-                outcome = future.result()
-                display.clear()
+    try:
+        options = {"force": force, "save_outputs": save_outputs}
+        waiting = {pool.submit(run_job, job, folder, kernels, **options) for job in jobs}
+        while waiting:
+            ended, waiting = wait(waiting, kernels.display.seconds, FIRST_COMPLETED)
+            for outcome in (future.result() for future in ended):
+                kernels.display.clear()
                 print(outcome, file=sys.stderr if outcome.status == "failed" else sys.stdout, flush=True)
                 done[outcome.name] = outcome
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            kernels.stop()
-            raise
-        finally:
-            pool.shutdown()
+            kernels.display.show()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        kernels.stop()
+        raise
+    finally:
+        pool.shutdown()
+        kernels.display.clear()
     outcomes = [done[job.name] for job in jobs]
-    if len(outcomes) > 1:
-        print(f"\n{summary(outcomes, chosen)}", flush=True)
-    if not overrides and not save_outputs:
-        compare_with_reference(outcomes)
-    failed = [outcome.name for outcome in outcomes if outcome.status == "failed"]
-    if failed and len(outcomes) > 1:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr, flush=True)
+    summarise(outcomes, beside_reference=not overrides and not save_outputs)
     return outcomes
 
 
-def compare_with_reference(outcomes: Sequence[Outcome]) -> None:
-    """Print, claim by claim, what is as in the committed record of the profile and what differs, where there is one."""
-    found = [against_reference(one.document) for one in outcomes if one.document]
+def summarise(outcomes: Sequence[Outcome], *, beside_reference: bool) -> None:
+    """Print a table of several notebooks, what is as in the committed record of the profile, and what failed."""
+    documents = [outcome.document for outcome in outcomes if outcome.document is not None]
+    if len(outcomes) > 1 and documents:
+        print(f"\n{overview(documents)}", flush=True)
+    found = map(against_reference, documents if beside_reference else [])
     if comparisons := [comparison for comparison in found if comparison]:
         print(f"\n{comparison_view(comparisons)}\n", flush=True)
         for comparison in comparisons:
             print(f"{comparison.notebook}: {comparison}", flush=True)
-
-
-def summary(outcomes: Sequence[Outcome], profile: str) -> TableView:
-    """One line for each notebook and their sum."""
-
-    def row(name: str, status: str, checks: int, verdicts: Counter[str], seconds: str) -> tuple[str, ...]:
-        return (name, status, str(checks), *(str(verdicts[verdict]) for verdict in VERDICTS), seconds)
-
-    done = [outcome for outcome in outcomes if outcome.status != "failed"]
-    rows = [
-        row(one.name, one.status, one.checks, one.verdicts, f"{one.seconds:.0f}" if one in done else "")
-        for one in outcomes
-    ]
-    total = sum((one.verdicts for one in done), Counter())
-    rows.append(row("all", "", sum(one.checks for one in done), total, f"{sum(one.seconds for one in done):.0f}"))
-    columns = ("notebook", "status", "checks passed", *VERDICTS, "seconds")
-    return TableView(f"Profile {profile}", columns, tuple(rows))
+    failed = [outcome.name for outcome in outcomes if outcome.status == "failed"]
+    if failed and len(outcomes) > 1:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr, flush=True)

@@ -17,12 +17,8 @@ def content_hash(kind: str, *parts: str) -> str:
 
 def source_hash(package: Path = PACKAGE) -> str:
     """SHA-256 over paths and bytes of all Python files of the package."""
-    digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        content = file.read_bytes()
-        digest.update(f"{file.relative_to(package).as_posix()}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()
+    files = {file.relative_to(package).as_posix(): file.read_bytes() for file in sorted(package.rglob("*.py"))}
+    return content_hash("package", *(f"{name} {hashlib.sha256(files[name]).hexdigest()}" for name in files))
 
 
 class Sources:

@@ -23,7 +23,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from threadpoolctl import threadpool_limits
 
 from .paths import UsageError
-from .progress import tell
+from .progress import told
 
 # Each takes almost a gigabyte with torch and a data set.
 MOST_WORKERS = 4
@@ -64,21 +64,16 @@ def call_each(function: Callable[..., Any], rows: Sequence[tuple[Any, ...]], wor
     exception in a call is raised here. A worker that is killed, perhaps for lack of memory, ends this early with a
     line on stderr: the runs that are missing are made where they are asked for, one at a time.
     """
-    began = time.monotonic()
-    name = getattr(function, "__name__", "runs")
-    tell(name, 0, len(rows), 0.0)
     with tempfile.TemporaryDirectory(prefix="reprolib-") as folder:
         # Sent once and not with every row: a notebook's function brings its data set along.
         path = Path(folder, "function.pickle")
         path.write_bytes(cloudpickle.dumps(function))
+        calls = _in_processes([joblib.delayed(_call)(str(path), row, os.getpid()) for row in rows], workers)
         try:
-            calls = _in_processes([joblib.delayed(_call)(str(path), row, os.getpid()) for row in rows], workers)
-            for done, _ in enumerate(calls, 1):
-                tell(name, done, len(rows), time.monotonic() - began)
+            for _ in told(calls, getattr(function, "__name__", "runs"), len(rows)):
+                pass
         except TerminatedWorkerError:
             print("reprolib: a worker process was killed; its runs are made one at a time", file=sys.stderr)
-        finally:
-            tell(name, len(rows), len(rows), time.monotonic() - began)
 
 
 def _in_processes(tasks: list[Any], workers: int) -> Iterator[Any]:

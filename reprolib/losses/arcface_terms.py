@@ -18,10 +18,9 @@ import math
 import torch
 from torch import Tensor
 
-from reprolib._checks import check_choice, check_features, check_labels, check_number, require
+from reprolib._checks import check_features, check_labels, check_number, require
 from reprolib.losses.distance import at_least_float32, pairwise_distance, safe_sqrt
-from reprolib.losses.metric import _TripletSum
-from reprolib.losses.mining import same_class
+from reprolib.losses.metric import mean_over_triplets
 
 
 def _directions(x: Tensor, name: str, columns: int | None = None) -> Tensor:
@@ -74,7 +73,7 @@ def inter_loss(weight: Tensor, labels: Tensor | None = None) -> Tensor:
     if len(weight) < 2:
         raise ValueError(f"weight must have at least 2 rows, one per class, got {len(weight)}")
     if labels is not None:
-        check_labels(labels, labels.numel() if isinstance(labels, Tensor) else 0, len(weight))
+        check_labels(labels, num_classes=len(weight))
         if len(labels) == 0:
             raise ValueError("labels must not be empty: the mean over no samples is undefined")
     # The angle of j = y to itself is exactly 0 and adds nothing.
@@ -92,12 +91,7 @@ def angular_triplet_loss(features: Tensor, labels: Tensor, margin: float = 0.35,
     ValueError if the batch has no positive or no negative pair.
     """
     check_number(margin, "margin", high=math.pi)
-    check_choice(average, "average", ("active", "all"))
     features = _directions(features, "features")
     check_labels(labels, len(features))
-    same = same_class(labels)
     # sum over a, p, n of [theta_ap + m - theta_an]_+
-    total, active = _TripletSum.apply(_pairwise_angle(features, features), labels, float(margin), False)
-    if average == "active":
-        return total / active.clamp_min(1)
-    return total / ((same.sum(dim=1) - 1) * (~same).sum(dim=1)).sum()
+    return mean_over_triplets(_pairwise_angle(features, features), labels, float(margin), average)

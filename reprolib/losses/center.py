@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from reprolib._checks import check_choice, check_count, check_features, check_labels, check_number
+from reprolib._checks import check_batch, check_choice, check_count, check_number
 from reprolib.losses.distance import at_least_float32
 
 CENTER_UPDATES = ("paper", "caffe", "autograd", "scatter")
+CAFFE_MOMENTUM = 0.9
 
 
 def _denominator(count: Any, batch_size: Any, update: str) -> Any:
@@ -46,9 +47,8 @@ class CenterLoss(nn.Module):
     """L_C = 1/2 sum_i ||x_i - c_{y_i}||^2 (eq. 2); its centres follow eqs. 3 and 4 instead of a gradient.
 
     `forward(features (N, d), labels (N,))` -> scalar; dL_C/dx_i = x_i - c_{y_i}. In training mode it then
-    moves the centres, after the loss has used the old ones (Algorithm 1); with `auto_update=False` only
-    `update_centers` does, for code that calls the loss more than once a step. Evaluation mode never changes
-    them. The step contains no lambda. `centers` (num_classes, in_features) is a buffer, 0 at the start, saved
+    moves the centres, after the loss has used the old ones (Algorithm 1). Evaluation mode never changes them.
+    The step contains no lambda. `centers` (num_classes, in_features) is a buffer, 0 at the start, saved
     in the state dict.
 
     `reduction="sum"` is the paper's; beside a classification loss that is a *mean* over the batch take "mean"
@@ -57,9 +57,9 @@ class CenterLoss(nn.Module):
     `alpha` in [0, 1] is the centres' rate. `update` names the step; n_j samples of class j in a batch of B:
     "paper"     c_j <- c_j - alpha sum (c_j - x_i)/(1 + n_j)
     "caffe"     the authors' code hands Delta c_j, as if it were a gradient, to its solver:
-                v_j <- momentum v_j + alpha [sum (c_j - x_i)/(1 + n_j) + weight_decay c_j]; c_j <- c_j - v_j,
+                v_j <- 0.9 v_j + alpha sum (c_j - x_i)/(1 + n_j); c_j <- c_j - v_j,
                 so absent classes move too. alpha is learning rate x multiplier and decays with the
-                schedule: assign `loss.alpha`. v is the buffer `velocity`. Defaults: momentum 0.9, no decay.
+                schedule: assign `loss.alpha`. v is the buffer `velocity`.
     "autograd"  c_j <- c_j - alpha (2/B) sum (c_j - x_i): plain SGD on (1/B) sum ||x_i - c_{y_i}||^2, the
                 popular PyTorch version
     "scatter"   c_j <- c_j - alpha sum (c_j - x_i): the popular TensorFlow version (its `alfa` is 1 - alpha);
@@ -74,16 +74,7 @@ class CenterLoss(nn.Module):
     velocity: Tensor
 
     def __init__(
-        self,
-        num_classes: int,
-        in_features: int,
-        alpha: float = 0.5,
-        update: str = "paper",
-        *,
-        reduction: str = "sum",
-        auto_update: bool = True,
-        momentum: float | None = None,
-        weight_decay: float | None = None,
+        self, num_classes: int, in_features: int, alpha: float = 0.5, update: str = "paper", *, reduction: str = "sum"
     ) -> None:
         super().__init__()
         check_count(num_classes, "num_classes")
@@ -91,16 +82,10 @@ class CenterLoss(nn.Module):
         check_choice(update, "update", CENTER_UPDATES)
         check_choice(reduction, "reduction", ("sum", "mean"))
         self.num_classes, self.in_features = num_classes, in_features
-        self.alpha, self.update, self.reduction, self.auto_update = alpha, update, reduction, auto_update
+        self.alpha, self.update, self.reduction = alpha, update, reduction
         self.register_buffer("centers", torch.zeros(num_classes, in_features))
         if update == "caffe":
-            self.momentum = 0.9 if momentum is None else momentum
-            self.weight_decay = 0.0 if weight_decay is None else weight_decay
-            check_number(self.momentum, "momentum", high=1.0, closed=True)
-            check_number(self.weight_decay, "weight_decay", closed=True)
             self.register_buffer("velocity", torch.zeros(num_classes, in_features))
-        elif momentum is not None or weight_decay is not None:
-            raise ValueError(f"momentum and weight_decay belong to update='caffe', got update={update!r}")
 
     @property
     def alpha(self) -> float:
@@ -114,20 +99,16 @@ class CenterLoss(nn.Module):
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """1/2 sum_i ||x_i - c_{y_i}||^2 (or its mean), with the centres as they were before this batch."""
-        self._check(features, labels)
+        check_batch(features, labels, self.num_classes, columns=self.in_features)
         loss = (at_least_float32(features) - self.centers[labels]).square().sum() / 2
-        if self.training and self.auto_update:
+        if self.training:
             self._move(features, labels)
         return loss if self.reduction == "sum" else loss / len(features)
 
     def update_centers(self, features: Tensor, labels: Tensor) -> None:
         """Move the centres by one step of the chosen rule, whatever the mode; no gradient flows."""
-        self._check(features, labels)
+        check_batch(features, labels, self.num_classes, columns=self.in_features)
         self._move(features, labels)
-
-    def _check(self, features: Tensor, labels: Tensor) -> None:
-        check_features(features, "features", columns=self.in_features)
-        check_labels(labels, len(features), self.num_classes)
 
     @torch.no_grad()
     def _move(self, features: Tensor, labels: Tensor) -> None:
@@ -142,14 +123,13 @@ class CenterLoss(nn.Module):
         count, batch_size = sums[:-1, -1:], sums[-1, -1]
         step = self.alpha * (sums[:-1, :-1] / _denominator(count, batch_size, self.update))
         if self.update == "caffe":
-            self.velocity.mul_(self.momentum).add_(step + self.alpha * self.weight_decay * self.centers)
-            step = self.velocity
+            step = self.velocity.mul_(CAFFE_MOMENTUM).add_(step)
         self.centers.sub_(step)
 
     def extra_repr(self) -> str:
         return (
             f"{self.num_classes}, {self.in_features}, alpha={self.alpha}, update={self.update!r}, "
-            f"reduction={self.reduction!r}, auto_update={self.auto_update}"
+            f"reduction={self.reduction!r}"
         )
 
 
@@ -158,8 +138,7 @@ class JointLoss(nn.Module):
 
     `head` is a classification loss with `.logits` and `.weight`; `auxiliary(features, labels)` -> scalar is a
     module (as `CenterLoss`) or a function; `weight_auxiliary` is lambda >= 0. Both are evaluated on the same
-    batch and must be reduced alike (both means or both sums). The head's warm-up (`set_warmup`, `scale`,
-    `normalize_features`, `plain_loss`) is the joint loss's own; TypeError for a head that has none.
+    batch and must be reduced alike (both means or both sums). The warm-up of scale and margin is the head's own.
     """
 
     head: Any
@@ -174,29 +153,9 @@ class JointLoss(nn.Module):
         """The head's class weights (num_classes, in_features)."""
         return self.head.weight
 
-    @property
-    def scale(self) -> Tensor:
-        """The head's scale."""
-        return self._of_head("scale")
-
-    @property
-    def normalize_features(self) -> bool:
-        """Whether the head's scale replaces the feature norms."""
-        return self._of_head("normalize_features")
-
-    def _of_head(self, name: str) -> Any:
-        if not hasattr(self.head, name):
-            raise TypeError(f"the head must have {name!r} for a warm-up, got {type(self.head).__name__}, which has not")
-        return getattr(self.head, name)
-
-    def set_warmup(self, *, scale: float | None = None, strength: float | None = None) -> None:
-        """The head's scale and the strength of its margin, as `MarginSoftmax.set_warmup`."""
-        self._of_head("set_warmup")(scale=scale, strength=strength)
-
     def plain_loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """L_S without normalisation and margin, + lambda L_A: the warm-up."""
-        plain = self._of_head("plain_loss")(features, labels)
-        return plain + self.weight_auxiliary * self.auxiliary(features, labels)
+        return self.head.plain_loss(features, labels) + self.weight_auxiliary * self.auxiliary(features, labels)
 
     def logits(self, features: Tensor) -> Tensor:
         """The head's scores (N, C)."""

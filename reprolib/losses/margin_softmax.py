@@ -10,6 +10,7 @@ pass, a chunk of rows at a time, so that the N x C matrix of logits never exists
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -18,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reprolib._checks import check_choice, check_count, check_features, check_labels, check_number, require
+from reprolib._checks import check_batch, check_choice, check_count, check_number, require
 from reprolib.losses.distance import computing_dtype, full_precision
-from reprolib.losses.fused import CHUNK_BYTES, Form, fused_margin_softmax, norm
+from reprolib.losses.fused import Form, Inputs, fused_margin_softmax, norm
 from reprolib.losses.margins import (
     AdditiveAngular,
     AdditiveCosine,
@@ -34,31 +35,12 @@ from reprolib.losses.official import sphereface_logits
 from reprolib.losses.sampled import ClassSampler
 from reprolib.losses.schedules import AnnealedLambda
 
-__all__ = [
-    "CHUNK_BYTES",
-    "ASoftmax",
-    "ArcFace",
-    "CombinedMargin",
-    "CosFace",
-    "L2Softmax",
-    "LSoftmax",
-    "MarginSoftmax",
-    "NormFace",
-    "Softmax",
-]
-
 IMPLEMENTATIONS = ("fused", "reference")
 BELOW_1 = math.nextafter(1.0, 0.0)
 
 
 # the options that every loss of the family takes besides its own hyper-parameters
 COMMON = ("bias", "eps", "annealing", "implementation", "chunk_bytes", "drop", "sampler", "sparse_grad", "generator")
-
-
-def check_batch(features: Tensor, labels: Tensor, in_features: int, num_classes: int) -> None:
-    """Raise one clear error unless features are finite (N, in_features) and labels int64 (N,) in range, N >= 1."""
-    check_features(features, columns=in_features)
-    check_labels(labels, len(features), num_classes)
 
 
 def _check_options(loss: type, options: dict[str, Any], more: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -72,13 +54,23 @@ def _check_options(loss: type, options: dict[str, Any], more: tuple[str, ...] = 
     return options
 
 
-def _either(name: str, value: Any, letter: str, alias: Any, default: Any) -> Any:
-    """The value of a hyper-parameter that may be given by its name or by its paper's letter, but not by both."""
-    if value is not None and alias is not None:
-        raise TypeError(f"{name} and {letter} are the same hyper-parameter; got both, {value!r} and {alias!r}")
-    if value is None:
-        value = alias
-    return default if value is None else value
+def letters(**words: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A constructor whose hyper-parameters may also be given by the letters of their paper: ``letters(m="margin")``."""
+
+    def decorate(init: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(init)
+        def wrapped(self: Any, *arguments: Any, **options: Any) -> None:
+            for letter, word in words.items():
+                if letter in options and word in options:
+                    values = f"{options[word]!r} and {options[letter]!r}"
+                    raise TypeError(f"{word} and {letter} are the same hyper-parameter; got both, {values}")
+                if letter in options:
+                    options[word] = options.pop(letter)
+            init(self, *arguments, **options)
+
+        return wrapped
+
+    return decorate
 
 
 def _check_scale(scale: float, dtype: torch.dtype) -> None:
@@ -225,7 +217,7 @@ class MarginSoftmax(nn.Module):
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Mean loss over the batch, a scalar; in evaluation mode over all classes, sampler or not."""
-        check_batch(features, labels, self.in_features, self.num_classes)
+        check_batch(features, labels, self.num_classes, columns=self.in_features)
         scale = self._current_scale()
         if self.annealing is not None and self.training:
             # (lambda cos + psi) / (1 + lambda): strength = 1 / (1 + lambda)
@@ -238,53 +230,37 @@ class MarginSoftmax(nn.Module):
             weight = nn.functional.embedding(classes, weight, sparse=self.sparse_grad)
             bias = None if bias is None else bias[classes]
         with full_precision(features):
-            return self._value(features, labels, scale, weight, bias, correction)
+            return self._value(Inputs(features, weight, bias, scale, labels, correction))
 
-    def _value(
-        self,
-        features: Tensor,
-        labels: Tensor,
-        scale: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        correction: Tensor | None,
-    ) -> Tensor:
+    def _value(self, inputs: Inputs) -> Tensor:
         if self.implementation == "reference":
-            return self._reference(features, labels, scale, weight, bias, correction)
+            return self._reference(inputs)
         normalised = self.normalize_features, self.normalize_weights
         form = Form(self.margin, self.strength, *normalised, self.eps, self.chunk_bytes, self.drop)
-        return fused_margin_softmax(features, weight, bias, scale, labels, form, correction)
+        return fused_margin_softmax(inputs, form)
 
     def plain_loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """Softmax cross-entropy over x W^T + b with the same weights, without normalisation or margin: the warm-up."""
-        check_batch(features, labels, self.in_features, self.num_classes)
+        check_batch(features, labels, self.num_classes, columns=self.in_features)
         self._before_reading(None)
         with full_precision(features):
             x, w, bias = _widest(features, self.weight, self.bias)
             return own_class_loss(nn.functional.linear(x, w, bias), labels)
 
-    def _reference(
-        self,
-        features: Tensor,
-        labels: Tensor,
-        scale: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        correction: Tensor | None,
-    ) -> Tensor:
-        x, w, bias = _widest(features, weight, bias)
+    def _reference(self, inputs: Inputs) -> Tensor:
+        x, w, bias = _widest(inputs.features, inputs.weight, inputs.bias)
         r_x, r_w = norm(x, self.eps), norm(w, self.eps)
         cosine = (x @ w.t()) / (r_x[:, None] * r_w[None, :])
-        target = nn.functional.one_hot(labels, w.shape[0]).bool()
+        target = nn.functional.one_hot(inputs.labels, w.shape[0]).bool()
         phi, _ = self.margin.value_and_slope(cosine, self.strength)
-        size = scale if self.normalize_features else r_x[:, None]
+        size = inputs.scale if self.normalize_features else r_x[:, None]
         size = size if self.normalize_weights else size * r_w[None, :]
         z = size * torch.where(target, phi, cosine)
         if bias is not None:
             z = z + bias
-        if correction is not None:
-            z = torch.where(target, z, z + correction)
-        return own_class_loss(z, labels)
+        if inputs.correction is not None:
+            z = torch.where(target, z, z + inputs.correction)
+        return own_class_loss(z, inputs.labels)
 
     def logits(self, features: Tensor) -> Tensor:
         """Margin-free logits (N, C), the ones used to predict: R_i C_j cos(theta_ij) + b_j."""
@@ -315,68 +291,43 @@ class Softmax(MarginSoftmax):
 class L2Softmax(MarginSoftmax):
     """L2-constrained softmax (Ranjan et al. 2017; notebook 01): ||f(x)|| = alpha, fixed or learned; W and b free.
 
-    ``scale`` is the paper's alpha, 16 if not given; ``learn_scale`` learns it.
+    ``scale`` is the paper's alpha; ``learn_scale`` learns it.
     """
 
+    @letters(alpha="scale", learn_alpha="learn_scale")
     def __init__(
-        self,
-        in_features: int,
-        num_classes: int,
-        *,
-        scale: float | None = None,
-        learn_scale: bool | None = None,
-        alpha: float | None = None,
-        learn_alpha: bool | None = None,
-        bias: bool = True,
-        normalize_weights: bool = False,
-        **options: Any,
+        self, in_features: int, num_classes: int, *, scale: float = 16.0, bias: bool = True, **options: Any
     ) -> None:
-        super().__init__(
-            in_features,
-            num_classes,
-            normalize_features=True,
-            normalize_weights=normalize_weights,
-            scale=_either("scale", scale, "alpha", alpha, 16.0),
-            learn_scale=_either("learn_scale", learn_scale, "learn_alpha", learn_alpha, False),
-            bias=bias,
-            **_check_options(L2Softmax, options),
-        )
+        options = _check_options(L2Softmax, options, ("learn_scale", "normalize_weights"))
+        super().__init__(in_features, num_classes, normalize_features=True, scale=scale, bias=bias, **options)
+
+
+def _cosine(loss: type, scale: float, options: dict[str, Any]) -> dict[str, Any]:
+    """What the losses of s cos(theta) share: features and weights are normalised, the scale may be learned."""
+    options = _check_options(loss, options, ("learn_scale",))
+    return {"normalize_features": True, "normalize_weights": True, "scale": scale} | options
 
 
 class NormFace(MarginSoftmax):
     """Softmax over s cos(theta) (NormFace eqs. 5, 6; notebook 02); the scale learned (the authors' choice) or fixed."""
 
     def __init__(
-        self,
-        in_features: int,
-        num_classes: int,
-        *,
-        scale: float = 20.0,
-        learn_scale: bool = True,
-        **options: Any,
+        self, in_features: int, num_classes: int, *, scale: float = 20.0, learn_scale: bool = True, **options: Any
     ) -> None:
-        super().__init__(
-            in_features,
-            num_classes,
-            normalize_features=True,
-            normalize_weights=True,
-            scale=scale,
-            learn_scale=learn_scale,
-            **_check_options(NormFace, options),
-        )
+        options = _cosine(NormFace, scale, options)
+        super().__init__(in_features, num_classes, learn_scale=learn_scale, **options)
 
 
 class LSoftmax(MarginSoftmax):
     """Large-margin softmax z_y = ||W_y|| ||x|| psi(theta_y) (Liu et al. 2016 eq. 4; notebook 03), no bias.
 
-    ``margin`` is the paper's integer multiplier m, 4 if not given.
+    ``margin`` is the paper's integer multiplier m.
     """
 
-    def __init__(
-        self, in_features: int, num_classes: int, *, margin: int | None = None, m: int | None = None, **options: Any
-    ) -> None:
-        phi = MultiplicativeAngular(_either("margin", margin, "m", m, 4))
-        super().__init__(in_features, num_classes, margin=phi, **_check_options(LSoftmax, options))
+    @letters(m="margin")
+    def __init__(self, in_features: int, num_classes: int, *, margin: int = 4, **options: Any) -> None:
+        options = _check_options(LSoftmax, options)
+        super().__init__(in_features, num_classes, margin=MultiplicativeAngular(margin), **options)
 
 
 def _with_gradient(margin: Margin, gradient: str, allowed: tuple[str, ...]) -> Margin:
@@ -387,43 +338,28 @@ def _with_gradient(margin: Margin, gradient: str, allowed: tuple[str, ...]) -> M
 class ASoftmax(MarginSoftmax):
     """A-Softmax z_y = ||x|| psi(theta_y), ||W_j|| = 1 (SphereFace, Liu et al. 2017; notebook 03), no bias.
 
-    ``margin`` is the paper's integer multiplier m, 4 if not given.
+    ``margin`` is the paper's integer multiplier m.
     gradient: ``paper``; ``straight_through`` (opensphere's detached margin); ``caffe`` (the official layer: see
     :mod:`reprolib.losses.official`; its weights are normalised in place at each training step).
     """
 
+    @letters(m="margin")
     def __init__(
-        self,
-        in_features: int,
-        num_classes: int,
-        *,
-        margin: int | None = None,
-        gradient: str = "paper",
-        m: int | None = None,
-        **options: Any,
+        self, in_features: int, num_classes: int, *, margin: int = 4, gradient: str = "paper", **options: Any
     ) -> None:
-        multiplier = MultiplicativeAngular(_either("margin", margin, "m", m, 4))
-        phi = _with_gradient(multiplier, gradient, ("paper", "straight_through", "caffe"))
+        phi = _with_gradient(MultiplicativeAngular(margin), gradient, ("paper", "straight_through", "caffe"))
         if gradient == "caffe" and options.get("sampler") is not None:
             raise ValueError("gradient 'caffe' changes all class weights in place and takes no sampler")
         if gradient == "caffe" and options.get("bias"):
             raise ValueError("gradient 'caffe' has no bias")
-        super().__init__(
-            in_features, num_classes, margin=phi, normalize_weights=True, **_check_options(ASoftmax, options)
-        )
+        options = _check_options(ASoftmax, options)
+        super().__init__(in_features, num_classes, margin=phi, normalize_weights=True, **options)
         self.gradient = gradient
 
-    def _value(
-        self,
-        features: Tensor,
-        labels: Tensor,
-        scale: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        correction: Tensor | None,
-    ) -> Tensor:
+    def _value(self, inputs: Inputs) -> Tensor:
         if self.gradient != "caffe":
-            return super()._value(features, labels, scale, weight, bias, correction)
+            return super()._value(inputs)
+        weight = inputs.weight
         length = norm(weight.detach(), 0.0)[:, None]
         # a row of zeros has no direction and stays what it is
         length = torch.where(length > 0, length, 1)
@@ -432,66 +368,45 @@ class ASoftmax(MarginSoftmax):
                 weight.div_(length)
         else:
             weight = weight / length
-        x, w, _ = _widest(features, weight, None)
-        return own_class_loss(sphereface_logits(x, w, labels, self.margin, self.strength), labels)
+        x, w, _ = _widest(inputs.features, weight, None)
+        return own_class_loss(sphereface_logits(x, w, inputs.labels, self.margin, self.strength), inputs.labels)
 
 
 class CosFace(MarginSoftmax):
     """LMCL / AM-Softmax z_y = s (cos theta_y - m) (CosFace eq. 4; notebook 04).
 
-    ``margin`` is the paper's m in units of cosine, 0.35 if not given.
+    ``margin`` is the paper's m in units of cosine.
     """
 
+    @letters(m="margin")
     def __init__(
-        self,
-        in_features: int,
-        num_classes: int,
-        *,
-        margin: float | None = None,
-        scale: float = 64.0,
-        m: float | None = None,
-        **options: Any,
+        self, in_features: int, num_classes: int, *, margin: float = 0.35, scale: float = 64.0, **options: Any
     ) -> None:
-        super().__init__(
-            in_features,
-            num_classes,
-            margin=AdditiveCosine(_either("margin", margin, "m", m, 0.35)),
-            normalize_features=True,
-            normalize_weights=True,
-            scale=scale,
-            **_check_options(CosFace, options, ("learn_scale",)),
-        )
+        options = _cosine(CosFace, scale, options)
+        super().__init__(in_features, num_classes, margin=AdditiveCosine(margin), **options)
 
 
 class ArcFace(MarginSoftmax):
     """z_y = s cos(theta_y + m) (ArcFace eq. 3; notebook 05), with a named guard for theta_y > pi - m.
 
-    ``margin`` is the paper's m in radians, 0.5 if not given.
+    ``margin`` is the paper's m in radians.
     gradient: ``paper``, or ``straight_through``, what insightface's PyTorch code computes.
     """
 
+    @letters(m="margin")
     def __init__(
         self,
         in_features: int,
         num_classes: int,
         *,
-        margin: float | None = None,
+        margin: float = 0.5,
         scale: float = 64.0,
         guard: str = "none",
         gradient: str = "paper",
-        m: float | None = None,
         **options: Any,
     ) -> None:
-        phi = AdditiveAngular(_either("margin", margin, "m", m, 0.5), guard)
-        super().__init__(
-            in_features,
-            num_classes,
-            margin=_with_gradient(phi, gradient, ("paper", "straight_through")),
-            normalize_features=True,
-            normalize_weights=True,
-            scale=scale,
-            **_check_options(ArcFace, options, ("learn_scale",)),
-        )
+        phi = _with_gradient(AdditiveAngular(margin, guard), gradient, ("paper", "straight_through"))
+        super().__init__(in_features, num_classes, margin=phi, **_cosine(ArcFace, scale, options))
 
 
 class CombinedMargin(MarginSoftmax):
@@ -508,12 +423,5 @@ class CombinedMargin(MarginSoftmax):
         scale: float = 64.0,
         **options: Any,
     ) -> None:
-        super().__init__(
-            in_features,
-            num_classes,
-            margin=CombinedAngular(m1, m2, m3),
-            normalize_features=True,
-            normalize_weights=True,
-            scale=scale,
-            **_check_options(CombinedMargin, options, ("learn_scale",)),
-        )
+        options = _cosine(CombinedMargin, scale, options)
+        super().__init__(in_features, num_classes, margin=CombinedAngular(m1, m2, m3), **options)

@@ -11,8 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reprolib._checks import check_choice, check_features, check_labels, check_number, require
-from reprolib.losses.agents import CContrastive, CTriplet, c_contrastive_loss, c_triplet_loss
+from reprolib._checks import check_batch, check_choice, check_features, check_labels, check_number, require
 from reprolib.losses.distance import (
     at_least_float32,
     full_precision,
@@ -21,21 +20,6 @@ from reprolib.losses.distance import (
     unit_rows,
 )
 from reprolib.losses.mining import hardest_in_batch, same_class
-
-__all__ = [
-    "CContrastive",
-    "CTriplet",
-    "batch_all_triplet_loss",
-    "batch_hard_triplet_loss",
-    "c_contrastive_loss",
-    "c_triplet_loss",
-    "contrastive_loss",
-    "deepid2_margin",
-    "n_pair_loss",
-    "pairwise_distance",
-    "pairwise_squared_distance",
-    "triplet_loss",
-]
 
 CONTRASTIVE_FORMS = ("hadsell", "deepid2", "normface", "cosine", "misplaced_hinge")
 
@@ -249,12 +233,16 @@ def batch_all_triplet_loss(
     all. Memory O(B^2), time O(B^3/P) for P equal classes. ValueError if the batch has no positive or no
     negative pair.
     """
-    check_choice(average, "average", ("active", "all"))
-    check_features(features)
-    check_labels(labels, len(features))
+    check_batch(features, labels)
     margin = _check_margin(margin, soft)
-    same = same_class(labels)
     distance = pairwise_squared_distance(features) if squared else pairwise_distance(features)
+    return mean_over_triplets(distance, labels, margin, average, soft)
+
+
+def mean_over_triplets(distance: Tensor, labels: Tensor, margin: float, average: str, soft: bool = False) -> Tensor:
+    """[margin + D_ap - D_an]_+ of a table of distances (B, B), averaged as `batch_all_triplet_loss` says."""
+    check_choice(average, "average", ("active", "all"))
+    same = same_class(labels)
     total, active = _TripletSum.apply(distance, labels, margin, soft)
     if average == "active" and not soft:
         return total / active.clamp_min(1)

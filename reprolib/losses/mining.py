@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reprolib._checks import check_choice, check_count, check_features, check_labels, check_number, require
+from reprolib._checks import check_batch, check_choice, check_count, check_labels, check_number, require
 from reprolib.losses.distance import full_precision, pairwise_squared_distance
 
 EASY, SEMI_HARD, HARD = 0, 1, 2
@@ -67,7 +67,7 @@ def number_of_triplets(classes: int, per_class: int) -> int:
 
 def all_pairs(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """All pairs i < j of a batch: (i, j, same), int64 and bool tensors of length B(B - 1)/2."""
-    check_labels(labels, labels.numel() if isinstance(labels, Tensor) else 0)
+    check_labels(labels)
     i, j = torch.triu_indices(len(labels), len(labels), offset=1, device=labels.device)
     return i, j, labels[i] == labels[j]
 
@@ -88,7 +88,7 @@ def anchor_positive_pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises ValueError if no class occurs twice or if there is only one class (no triplet can be formed).
     """
-    check_labels(labels, labels.numel() if isinstance(labels, Tensor) else 0)
+    check_labels(labels)
     anchor, positive = same_class(labels).fill_diagonal_(False).nonzero(as_tuple=True)
     return anchor, positive
 
@@ -114,11 +114,6 @@ def random_triplets(labels: Tensor, generator: torch.Generator) -> Triplets:
     return Triplets(anchor, positive, order[torch.where(draw < first, draw, draw + size)])
 
 
-def _check_batch(features: Tensor, labels: Tensor) -> None:
-    check_features(features)
-    check_labels(labels, len(features))
-
-
 def _too_large(dtype: torch.dtype) -> ValueError:
     return ValueError(f"features are too large: their squared distances overflow {dtype}")
 
@@ -127,7 +122,7 @@ class _SortedNegatives:
     """Squared distances of all anchor-positive pairs against the sorted negatives of their anchors."""
 
     def __init__(self, features: Tensor, labels: Tensor) -> None:
-        _check_batch(features, labels)
+        check_batch(features, labels)
         distance = pairwise_squared_distance(features.detach())
         if not torch.isfinite(distance).all():
             raise _too_large(distance.dtype)
@@ -169,7 +164,7 @@ class _Screen:
     """
 
     def __init__(self, features: Tensor, labels: Tensor) -> None:
-        _check_batch(features, labels)
+        check_batch(features, labels)
         self.dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
         self.exact = features.detach().double()
         x = self.exact - self.exact.mean(dim=0)
@@ -223,7 +218,7 @@ class _AllPairs:
     """The choice of `_Screen` among all distances in float64: no list of candidates, so that no host waits for it."""
 
     def __init__(self, features: Tensor, labels: Tensor) -> None:
-        _check_batch(features, labels)
+        check_batch(features, labels)
         self.dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
         exact = features.detach().double()
         self.squared = torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist").square()

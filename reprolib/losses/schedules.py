@@ -39,12 +39,7 @@ class AnnealedLambda(nn.Module):
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
         for name, number in (("base", base), ("gamma", gamma), ("power", power), ("minimum", minimum)):
             check_number(number, name, closed=True)
-        self.base, self.gamma, self.power, self.minimum = (
-            float(base),
-            float(gamma),
-            float(power),
-            float(minimum),
-        )
+        self.base, self.gamma, self.power, self.minimum = map(float, (base, gamma, power, minimum))
 
     @classmethod
     def preset(cls, name: str) -> AnnealedLambda:

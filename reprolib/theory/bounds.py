@@ -11,15 +11,6 @@ import math
 
 from reprolib._checks import check_count, check_number
 
-__all__ = [
-    "alpha_low",
-    "cross_polytope_probability",
-    "normface_loss_bound",
-    "polygon_probability",
-    "polygon_scale",
-    "simplex_scale",
-]
-
 CLASSES = "the number of classes"
 PROBABILITY = "the probability"
 

@@ -17,18 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reprolib._checks import check_choice, check_count, check_number
+from reprolib._checks import check_choice, check_count, check_double, check_number
 from reprolib.theory.numerics import descend, finite_differences, single_thread
-
-__all__ = [
-    "CheckRecord",
-    "check_bound",
-    "check_counterexample",
-    "check_gradient",
-    "check_identity",
-    "subscribe",
-    "texts_for",
-]
 
 AUTOGRAD_TOLERANCE = 1e-10
 
@@ -117,10 +107,7 @@ def _scalar(value: Any, name: str) -> Tensor:
     """The scalar a function under test returned, as a 0-d float64 tensor that keeps its graph."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return torch.tensor(float(value), dtype=torch.float64)
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must return a scalar tensor, got {type(value).__name__}")
-    if value.dtype != torch.float64:
-        raise TypeError(f"{name} must return float64, got {value.dtype}")
+    check_double(**{name: value})
     if value.numel() != 1:
         raise ValueError(f"{name} must return a scalar, got shape {tuple(value.shape)}")
     return value.reshape(())
@@ -131,10 +118,7 @@ def _as_inputs(inputs: Any, name: str) -> tuple[Tensor, ...]:
     if not tensors:
         raise ValueError(f"{name} must hold at least one tensor")
     for tensor in tensors:
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must hold tensors only, got {type(tensor).__name__}")
-        if tensor.dtype != torch.float64:
-            raise TypeError(f"{name} must be float64, got {tensor.dtype}")
+        check_double(**{name: tensor})
         if tensor.numel() == 0:
             raise ValueError(f"{name} must not hold an empty tensor, got shape {tuple(tensor.shape)}")
         if not torch.isfinite(tensor).all():
@@ -206,8 +190,7 @@ def check_gradient(
     if len(formula) != len(points):
         raise ValueError(f"closed_form must return {len(points)} tensors, got {len(formula)}")
     for grad, point in zip(formula, points, strict=True):
-        if not isinstance(grad, Tensor) or grad.dtype != torch.float64:
-            raise TypeError(f"closed_form must return float64 tensors, got {getattr(grad, 'dtype', type(grad))}")
+        check_double(closed_form=grad)
         if grad.shape != point.shape:
             raise ValueError(
                 f"closed_form must return shape {tuple(point.shape)} for that input, got {tuple(grad.shape)}",

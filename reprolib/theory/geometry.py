@@ -15,23 +15,7 @@ from scipy.special import betainc
 from torch import Tensor
 
 from reprolib._checks import check_choice, check_count, check_double, check_number, unit_rows
-from reprolib.theory.numerics import minimise_on_sphere, single_thread
-
-__all__ = [
-    "angle_between",
-    "angular_gap",
-    "boundary_angle",
-    "boundary_gap",
-    "cap_fraction",
-    "cross_polytope",
-    "max_cosine",
-    "minimise_softmax_floor",
-    "random_unit",
-    "rankin_bound",
-    "regular_polygon",
-    "regular_simplex",
-    "softmax_floor",
-]
+from reprolib.theory.numerics import bisect, minimise_on_sphere, single_thread
 
 FLOAT = torch.float64
 
@@ -127,17 +111,12 @@ def rankin_bound(n: int, dim: int) -> float:
         return math.cos(2.0 * math.pi / n)
     if n <= 2 * dim:
         return 0.0
-    low, high = 0.0, (math.sqrt(dim + 3.0) - 1.0) / (dim + 2.0)
-    if dim * (1.0 - high) * (2.0 + (dim + 1.0) * high) / (1.0 - dim * high * high) < n:
-        best = high
-    else:
-        for _ in range(100):
-            s = 0.5 * (low + high)
-            if dim * (1.0 - s) * (2.0 + (dim + 1.0) * s) / (1.0 - dim * s * s) < n:
-                low = s
-            else:
-                high = s
-        best = low
+
+    def most(s: float) -> float:  # Levenshtein's bound on the number of vectors with cosines up to s
+        return dim * (1.0 - s) * (2.0 + (dim + 1.0) * s) / (1.0 - dim * s * s)
+
+    end = (math.sqrt(dim + 3.0) - 1.0) / (dim + 2.0)
+    best = end if most(end) < n else bisect(lambda s: most(s) < n, 0.0, end)
     if dim == 3:
         # Fejes Toth 1943: at best 2 (n - 2) equilateral triangles; cos(delta) >= (cot(omega)^2 - 1) / 2.
         omega = n * math.pi / (6.0 * (n - 2.0))
@@ -219,16 +198,9 @@ def boundary_angle(target: Callable[[float], float], theta12: float) -> float | 
     not even the feature on W1 itself is on its own side.
     """
     _check_apart(theta12)
-    low, high = 0.0, theta12
     if target(0.0) < math.cos(theta12):
         return None
-    for _ in range(100):
-        middle = 0.5 * (low + high)
-        if target(middle) >= math.cos(theta12 - middle):
-            low = middle
-        else:
-            high = middle
-    return low
+    return bisect(lambda angle: target(angle) >= math.cos(theta12 - angle), 0.0, theta12)
 
 
 def boundary_gap(target: Callable[[float], float], theta12: float) -> float | None:

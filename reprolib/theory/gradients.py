@@ -13,8 +13,6 @@ from torch import Tensor
 
 from reprolib._checks import check_count, check_double, check_labels
 
-__all__ = ["l_softmax_target", "normalise", "normalise_backward", "psi", "softmax_loss", "softmax_loss_gradient"]
-
 
 def _own_column(logits: Tensor, labels: Tensor) -> Tensor:
     check_double(logits=logits)

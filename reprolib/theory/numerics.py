@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-
-__all__ = ["derivative", "descend", "finite_differences", "gaussian", "minimise_on_sphere", "normal", "single_thread"]
 
 
 def normal(*shape: int, seed: int | torch.Generator = 0) -> Tensor:
@@ -33,6 +31,14 @@ def single_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
+    """End of the part of [low, high] from ``low`` on where ``holds`` is True, by a hundred halvings."""
+    for _ in range(100):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
 
 
 def derivative(evaluate: Callable[[float], float], start: float, target: float) -> float:
@@ -88,6 +94,19 @@ class _NotFinite(Exception):
     """An optimisation left the region where the statement has a value."""
 
 
+def _lbfgs(leaves: Sequence[Tensor], steps: int, gradient: float, change: float) -> torch.optim.Optimizer:
+    """L-BFGS for ``steps`` iterations in one call, or until gradient or change is below its tolerance."""
+    return torch.optim.LBFGS(
+        leaves,
+        max_iter=steps,
+        max_eval=2 * steps,
+        tolerance_grad=gradient,
+        tolerance_change=change,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+
+
 def descend(slack: Callable[..., Tensor], start: tuple[Tensor, ...], steps: int, method: str) -> tuple[float, bool]:
     """Minimise ``slack`` from ``start`` by "lbfgs" or "adam".
 
@@ -95,6 +114,8 @@ def descend(slack: Callable[..., Tensor], start: tuple[Tensor, ...], steps: int,
     """
     leaves = [tensor.clone().requires_grad_(True) for tensor in start]
     smallest = math.inf
+    quasi_newton = method == "lbfgs"
+    optimiser = _lbfgs(leaves, steps, 1e-12, 1e-15) if quasi_newton else torch.optim.Adam(leaves)
 
     def closure() -> Any:
         nonlocal smallest
@@ -109,24 +130,10 @@ def descend(slack: Callable[..., Tensor], start: tuple[Tensor, ...], steps: int,
             raise _NotFinite
         return value
 
-    if method == "lbfgs":
-        optimiser: torch.optim.Optimizer = torch.optim.LBFGS(
-            leaves,
-            lr=1.0,
-            max_iter=steps,
-            max_eval=2 * steps,
-            tolerance_grad=1e-12,
-            tolerance_change=1e-15,
-            history_size=20,
-            line_search_fn="strong_wolfe",
-        )
-        rounds = 1
-    else:
-        optimiser = torch.optim.Adam(leaves, lr=0.1)
-        rounds = steps
+    rounds = 1 if quasi_newton else steps
     try:
         for round_ in range(rounds):
-            if method == "adam":
+            if not quasi_newton:
                 # From 0.1 down to 1e-4: far enough to leave the basin, fine enough to settle in a corner.
                 optimiser.param_groups[0]["lr"] = 0.1 * 10.0 ** (-3.0 * round_ / rounds)
             optimiser.step(closure)
@@ -138,17 +145,9 @@ def descend(slack: Callable[..., Tensor], start: tuple[Tensor, ...], steps: int,
 def minimise_on_sphere(energy: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Tensor:
     """Unit vectors (last dimension) with a locally smallest ``energy``, by L-BFGS on free vectors."""
     free = start.clone(memory_format=torch.contiguous_format).requires_grad_(True)
-    optimiser = torch.optim.LBFGS(
-        [free],
-        max_iter=steps,
-        max_eval=2 * steps,
-        tolerance_grad=1e-14,
-        tolerance_change=1e-16,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-    )
+    optimiser = _lbfgs([free], steps, 1e-14, 1e-16)
 
-    def closure() -> Tensor:
+    def closure() -> Any:
         optimiser.zero_grad()
         value = energy(free / free.norm(dim=-1, keepdim=True))
         value.backward()

@@ -12,11 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reprolib._checks import check_number
+from reprolib._checks import check_count, check_number
 from reprolib.theory.geometry import FLOAT, angle_between, unit_directions
 from reprolib.theory.numerics import minimise_on_sphere, single_thread
-
-__all__ = ["Extents", "a_softmax_boundary", "a_softmax_extents"]
 
 
 class Extents(NamedTuple):
@@ -61,8 +59,7 @@ def a_softmax_boundary(weights: Tensor, m: float, class_index: int, directions: 
     """
     unit, towards = unit_directions(weights, "weights"), unit_directions(directions, "directions", 1)
     check_number(m, "m", 1.0)
-    if not 0 <= class_index < len(unit):
-        raise ValueError(f"class_index must lie in [0, {len(unit) - 1}], got {class_index}")
+    check_count(class_index, "class_index", 0, len(unit) - 1)
     if ((towards @ unit[class_index]).abs() > 1.0 - 1e-14).any():
         raise ValueError("directions must not be parallel to the class weight")
     return _points(unit, m, torch.full((len(towards),), class_index), towards, math.inf)
@@ -99,14 +96,11 @@ def a_softmax_extents(
     unit = unit_directions(weights, "weights")
     n, dim = unit.shape
     check_number(m, "m", 1.0)
-    if dim < 2:
-        raise ValueError(f"weights must have at least 2 columns, got {dim}")
-    if class_index is not None and not 0 <= class_index < n:
-        raise ValueError(f"class_index must lie in [0, {n - 1}], got {class_index}")
-    classes = torch.arange(n) if class_index is None else torch.tensor([class_index])
-    pairs = torch.combinations(torch.arange(n))
+    check_count(dim, "the columns of weights", 2)
+    classes, pairs = torch.arange(n), torch.combinations(torch.arange(n))
     if class_index is not None:
-        pairs = pairs[(pairs == class_index).any(1)]
+        check_count(class_index, "class_index", 0, n - 1)
+        classes, pairs = classes[class_index : class_index + 1], pairs[(pairs == class_index).any(1)]
 
     if dim == 2:
         turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=FLOAT)

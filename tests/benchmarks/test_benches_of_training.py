@@ -1,4 +1,4 @@
-"""The benches that train: toy, popular loop and Partial FC, on a handful of made images."""
+"""The benches that train: popular loop and Partial FC, on a handful of made images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import partial_fc, popular, toy
+from benchmarks import partial_fc, popular
 from benchmarks.__main__ import build_parser, main
 from reprolib.data import LfwDataset
 from reprolib.evaluation import PairList
@@ -28,18 +28,6 @@ def test_popular_bounds_the_ratio_when_the_peer_does_not_arrive(images, monkeypa
     assert result["popular"]["seconds_to_98"] is None and result["ratio"] is None
     assert result["popular"]["seconds_spent"] >= 0.05 and result["popular"]["curve"]
     assert result["ours"]["accuracy"][0] >= 0.98 and math.isfinite(result["ratio_at_least"])
-
-
-@pytest.mark.slow
-def test_toy_counts_the_seeds_that_reach_what_is_wanted(images, monkeypatch):
-    names = ("softmax", "arcface")
-    quick = {name: toy.TOYS[name]._replace(config=TrainConfig(epochs=1, batch_size=32)) for name in names}
-    monkeypatch.setattr(toy, "TOYS", quick)
-    result = toy.run(options("toy", "--seeds", "2", "--only", *names), images)
-    for name, entry in quick.items():
-        got = result[name]
-        assert len(got["accuracy"]) == len(got["seconds"]) == 2 and got["wanted"] == entry.wanted
-        assert got["seeds_reached"] == sum(value >= entry.wanted for value in got["accuracy"])
 
 
 @pytest.fixture(scope="module")

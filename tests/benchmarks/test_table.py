@@ -147,7 +147,7 @@ def test_the_command_line_writes_what_it_prints(tmp_path, capsys):
 
 
 def test_wrong_words_are_one_line(capsys, monkeypatch):
-    for words in (["heads", "--batch", "0"], ["nosuch"], ["toy", "--only", "nosuch"]):
+    for words in (["heads", "--batch", "0"], ["nosuch"], ["heads", "--only", "nosuch"]):
         with pytest.raises(SystemExit) as stopped:
             main(words)
         error = capsys.readouterr().err

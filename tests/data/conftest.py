@@ -14,7 +14,7 @@ import pytest
 
 from reprolib.data import datasets, fetching
 from reprolib.data.faces import PEOPLE, PER_PERSON, OrlRecipe
-from reprolib.data.idx import FILES, IdxRecipe, PickledMnistRecipe, encode_idx
+from reprolib.data.idx import FILES, IdxRecipe, encode_idx, mnist_shapes
 
 SPLITS = {"train": 30, "test": 10}
 
@@ -27,21 +27,22 @@ def _pickle_as_old_numpy(value) -> bytes:
 class TinyMnist:
     """The contents of a data set of 30 + 10 images, a recipe that accepts just these, and its pip wheel."""
 
-    def __init__(self, recipe_type: type[IdxRecipe]) -> None:
+    def __init__(self, pickled: bool) -> None:
         rng = np.random.default_rng(3)
         self.arrays: dict[str, np.ndarray] = {}
         for split, count in SPLITS.items():
             self.arrays[f"{split}_images"] = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
             self.arrays[f"{split}_labels"] = np.arange(count, dtype=np.uint8) % 10
         self.contents = {FILES[key]: encode_idx(array) for key, array in self.arrays.items()}
-        self.recipe = recipe_type(
+        self.recipe = IdxRecipe(
             name="mnist",
-            counts=(30, 10),
+            file="mnist.npz",
+            shapes=mnist_shapes(30, 10),
             md5={key: hashlib.md5(self.contents[FILES[key]]).hexdigest() for key in self.arrays},
             mirrors=("http://first.invalid/mnist/", "http://second.invalid/mnist/"),
             advice="Do something about it.",
         )
-        if recipe_type is PickledMnistRecipe:
+        if pickled:
             images, labels, test, test_labels = self.arrays.values()
             scaled = (images.reshape(-1, 784) / np.float32(256)).astype(np.float32)
             parts = (
@@ -102,7 +103,7 @@ def network(monkeypatch) -> Network:
 @pytest.fixture
 def tiny(monkeypatch, network) -> TinyMnist:
     """`mnist` is now the tiny set without a pip package, and the network is down."""
-    tiny = TinyMnist(IdxRecipe)
+    tiny = TinyMnist(pickled=False)
     monkeypatch.setitem(datasets.RECIPES, "mnist", tiny.recipe)
     return tiny
 
@@ -110,7 +111,7 @@ def tiny(monkeypatch, network) -> TinyMnist:
 @pytest.fixture
 def tiny_pickled(monkeypatch, network) -> TinyMnist:
     """`mnist` is now the tiny set whose pip package holds the pickle, and the network is down."""
-    tiny = TinyMnist(PickledMnistRecipe)
+    tiny = TinyMnist(pickled=True)
     monkeypatch.setitem(datasets.RECIPES, "mnist", tiny.recipe)
     return tiny
 

@@ -109,7 +109,7 @@ def test_every_layout_of_the_original_gives_the_same_pixels(fake, tmp_path, netw
     elif layout == "pickles":
         put(tmp_path / "cifar-10-batches-py", {**fake.pickled, "batches.meta": b"never read"})
     else:
-        fetch("cifar10", tmp_path, put(tmp_path / "source", fake.binary), quiet=True)
+        fetch("cifar10", tmp_path, put(tmp_path / "source", fake.binary))
     found = load_cifar10(tmp_path)
     check(found, fake)
     assert found.name == ORIGINAL

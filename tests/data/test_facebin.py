@@ -112,11 +112,11 @@ def test_the_writer(same, tmp_path):
     assert pickle.loads(path.read_bytes()) == (IMAGES, SAME)
     before = path.read_bytes()
     for pairs, values, message in (
-        ([], [], "same has to be a row of bool|two each are needed"),
-        ([tuple(IMAGES[:2])], SAME, "2 images for 3 pairs"),
-        ([tuple(IMAGES[:2])], [1], "same has to be a row of bool, not torch.int64"),
-        ([(IMAGES[0], b"GIF89a")], [True], "image 1 of the pairs is not the bytes"),
-        ([(IMAGES[0], "name.png")], [True], "image 1 of the pairs is not the bytes"),
+        ([], [], "same must be a row of bool|two images a pair"),
+        ([tuple(IMAGES[:2])], SAME, "two images a pair, got 2 for 3 pairs"),
+        ([tuple(IMAGES[:2])], [1], "same must be a row of bool, got torch.int64"),
+        ([(IMAGES[0], b"GIF89a")], [True], "image 1 of the pairs must be the bytes"),
+        ([(IMAGES[0], "name.png")], [True], "image 1 of the pairs must be the bytes"),
         ([IMAGES[:3]], [True], "unpack"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -160,15 +160,15 @@ def test_other_contents_are_refused(tmp_path):
     bad = {
         "no readable pickle": [b"", b"\x80\x02", b"garbage", IMAGES[0], b"cos\nsystem\n(S'true'\ntR.", wide],
         # one byte is promised 4 GiB, one entry a memo of 2^31
-        "asks for .* bytes, .* are left": [
+        "holds no readable pickle": [
             b"\x80\x04\x8e" + struct.pack("<Q", 2**32) + b"a.",
             b"T\xff\xff\xff\x7fa.",
         ],
         "numpy values of type 'S": [(np.array(IMAGES), SAME)],
         "numpy values of type 'M8'": [(IMAGES, np.array(["2026-11-30"] * 3, "M8[D]"))],
-        "a float64 among the truth values": [(IMAGES, np.ones(3))],
-        "a ndarray among the truth values": [(IMAGES, np.ones((3, 2), bool))],
-        "image 0 of .*lfw.bin is not the bytes": [
+        "truth values must be .* got a float": [(IMAGES, np.ones(3))],
+        "truth values must be .* got a list": [(IMAGES, np.ones((3, 2), bool))],
+        "image 0 of .*lfw.bin must be the bytes": [
             ([a[:4].reshape(2, 2) for a in ARRAYS], SAME),
             ([np.array(SAME)] * 6, SAME),
             ([a.astype(np.int32) for a in ARRAYS], SAME),
@@ -181,20 +181,20 @@ def test_other_contents_are_refused(tmp_path):
             5,
             (ARRAYS[0], SAME),
         ],
-        "list of truth values": [
+        "two lists, of images and of truth values, but a list and": [
             (IMAGES, b"\1\0\1"),
             (IMAGES, None),
             (IMAGES, {}),
         ],
-        "a NoneType among the truth values": [(IMAGES, [True, None, False])],
-        "the integer 2 among the truth values": [(IMAGES, [1, 0, 2]), (IMAGES, np.array([1, 0, 2]))],
-        "the integer -1 among the truth values": [(IMAGES, [1, 0, -1])],
+        "truth values must be .* got a NoneType": [(IMAGES, [True, None, False])],
+        "truth values must be .* got the integer 2": [(IMAGES, [1, 0, 2]), (IMAGES, np.array([1, 0, 2]))],
+        "truth values must be .* got the integer -1": [(IMAGES, [1, 0, -1])],
         "0x47, which is not allowed": [(IMAGES, [1.0, 0.0, 1.0])],
         "a key is a int": [{0: IMAGES, 1: SAME}],
-        "6 images for 2 pairs": [(IMAGES, SAME[:2]), (IMAGES, np.array(SAME[:2]))],
-        "5 images for 3 pairs": [(IMAGES[:5], SAME)],
-        "0 images for 0 pairs": [([], [])],
-        "image 2 of .*lfw.bin is not the bytes": [
+        "got 6 for 2 pairs": [(IMAGES, SAME[:2]), (IMAGES, np.array(SAME[:2]))],
+        "got 5 for 3 pairs": [(IMAGES[:5], SAME)],
+        "got 0 for 0 pairs": [([], [])],
+        "image 2 of .*lfw.bin must be the bytes": [
             ([*IMAGES[:2], x, *IMAGES[3:]], SAME) for x in (b"x", "a", 3, [IMAGES[2]])
         ],
     }
@@ -283,14 +283,14 @@ def test_images_that_do_not_fit():
     for i, message in (
         (1, r"image 3 of a.bin has \(height, width\) \(5, 6\), one before it \(6, 5\)"),
         (2, "image 4 of a.bin is no readable JPEG or PNG image"),
-        (3, "from 0 to 2, not 3"),
-        (-1, "from 0 to 2, not -1"),
+        (3, "from 0 to 2, got 3"),
+        (-1, "from 0 to 2, got -1"),
     ):
         with pytest.raises(ValueError, match=message):
             pairs.pair(i)
     with pytest.raises(ValueError, match="image 3 of"):
         list(pairs.batches(3))
-    with pytest.raises(ValueError, match="at least one pair, not 0"):
+    with pytest.raises(ValueError, match="size must be an integer >= 1, got 0"):
         pairs.batches(0)
     with pytest.raises(ValueError, match="row of bool"):
         FacePairs(tuple(IMAGES), torch.tensor([1, 0, 1]))
@@ -307,7 +307,7 @@ def test_folds_are_consecutive_and_score(pairs):
     assert verification_accuracy(scores, same, folds).accuracy == 1
     assert found.folds(2).bincount().tolist() == [pairs - pairs // 2, pairs // 2]
     for count in (1, pairs + 1):
-        with pytest.raises(ValueError, match=f"2 to {pairs} folds"):
+        with pytest.raises(ValueError, match=f"count must be an integer between 2 and {pairs}"):
             found.folds(count)
 
 

@@ -88,7 +88,7 @@ def test_every_source_gives_the_same_file(fake_faces, tmp_path, layout, network)
     else:
         source = source / "att_faces.zip"
         source.write_bytes(fake_faces.zip("att_faces/" if layout.endswith("folder") else ""))
-    assert fetch("orl", tmp_path / "root", source, quiet=True) == tmp_path / "root" / "orl"
+    assert fetch("orl", tmp_path / "root", source) == tmp_path / "root" / "orl"
     path = tmp_path / "root" / "orl" / "orl.npz"
     stored = np.load(path, allow_pickle=False)
     assert np.array_equal(stored["images"], fake_faces.images) and stored["images"].dtype == np.uint8

@@ -16,7 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from reprolib.data import DataCorrupted, DataUnavailable, data_root, datasets, fetch, lfw, lfw_pairs, load_lfw
+from reprolib.data import (
+    DataCorrupted,
+    DataUnavailable,
+    data_root,
+    datasets,
+    fetch,
+    lfw,
+    lfw_pairs,
+    load_lfw,
+    load_lfw_grey,
+)
 from reprolib.data.alignment import TEMPLATE
 from reprolib.data.lfw import ALIGNED, CROPPED, LANDMARKS, LfwRecipe, PairsRecipe, parse_landmarks
 from reprolib.data.pixels import decode_image, resize_area, to_grey
@@ -106,14 +116,14 @@ def test_aligned_images_are_taken_as_they_are(fake, tmp_path, network, layout):
     elif layout == "stored":
         network.files[fake.pairs.mirrors[0]] = PAIRS
         put(tmp_path / "other", {"lfw/faces.zip": fake.zip(fake.aligned)})
-        fetch("lfw", tmp_path / "other", quiet=True)
+        fetch("lfw", tmp_path / "other")
         source = tmp_path / "other" / "lfw" / "lfw_112.npz"
     else:
         put(source, {"faces.zip": fake.zip(fake.aligned, "some/where/")})
     if layout == "zip":
         network.files[fake.pairs.mirrors[0]] = PAIRS
         source = source / "faces.zip"
-    assert fetch("lfw", tmp_path / "root", source, quiet=True) == tmp_path / "root" / "lfw"
+    assert fetch("lfw", tmp_path / "root", source) == tmp_path / "root" / "lfw"
     assert sorted(path.name for path in (tmp_path / "root" / "lfw").iterdir()) == ["lfw_112.npz", "pairs.txt"]
     asked = list(network.asked)
     faces = load_lfw(tmp_path / "root")
@@ -135,22 +145,14 @@ def test_rows_find_images_by_their_keys(fake, tmp_path):
         faces.rows(["Bo_Li_0001", "Bo_Li_0003"])
 
 
-def test_sizes_grey_and_fingerprints(fake, tmp_path):
+def test_grey_and_fingerprints(fake, tmp_path):
     put(tmp_path / "lfw", {"faces.zip": fake.zip(fake.aligned)})
-    full = load_lfw(tmp_path)
-    half, grey = load_lfw(tmp_path, 56), load_lfw(tmp_path, 56, grey=True)
-    assert half.images.shape == (5, 3, 56, 56) and grey.images.shape == (5, 1, 56, 56)
-    # a quarter of the sum of four pixels, halves up, in Python's integers
-    blocks = full.images[2, 1].reshape(56, 2, 56, 2).to(torch.int64).sum((1, 3))
-    assert torch.equal(half.images[2, 1].to(torch.int64), (2 * blocks + 4) // 8)
+    full, grey = load_lfw(tmp_path), load_lfw(tmp_path, grey=True)
     red, green, blue = full.images[0].to(torch.int64)
     expected = (299 * red + 587 * green + 114 * blue + 500) // 1000
-    assert torch.equal(load_lfw(tmp_path, grey=True).images[0, 0].to(torch.int64), expected)
-    prints = [f.fingerprint for f in (full, half, grey, load_lfw(tmp_path, 64), load_lfw(tmp_path, grey=True))]
-    assert len(set(prints)) == 5 and load_lfw(tmp_path, 56).fingerprint == half.fingerprint
-    for size in (7, 113, 56.0):
-        with pytest.raises(ValueError, match="from 8 to 112"):
-            load_lfw(tmp_path, size)
+    assert grey.images.shape == (5, 1, 112, 112) and torch.equal(grey.images[0, 0].to(torch.int64), expected)
+    assert grey.fingerprint != full.fingerprint and load_lfw(tmp_path, grey=True).fingerprint == grey.fingerprint
+    assert torch.equal(grey.labels, full.labels) and load_lfw(tmp_path, "meta").images.device.type == "meta"
 
 
 def test_originals_are_aligned_by_landmarks_beside_them(fake, tmp_path):
@@ -238,7 +240,7 @@ def test_landmarks_that_do_not_fit_are_refused(fake, tmp_path):
         "lack the image Aaron_Eckhart_0001": b"".join(lines[1:]),
         "line 2 of": lines[0] + b"Bo_Li/Bo_Li_0001.jpg 1 2 3\n",
         "no face": path_of(KEYS[0]).encode() + b" 9 9" * 5 + b"\n",
-        "is no text": b"\xff\xfe",
+        "line 1 of": b"\xff\xfe",
     }
     for number, (message, landmarks) in enumerate(bad.items()):
         source = put(tmp_path / f"source{number}", {**files, "lfw_landmark.txt": landmarks})
@@ -337,7 +339,7 @@ def test_the_real_set_if_this_machine_has_it():
     folder = data_root() / "lfw"
     if not any((folder / name).is_file() for name in ("lfw_112.npz", "lfw_aligned_112.zip")):
         pytest.skip("LFW is not on this machine")
-    faces = load_lfw(size=16, grey=True)
+    faces = load_lfw_grey(16)
     assert faces.images.shape == (13233, 1, 16, 16) and faces.num_classes == 5749 == len(faces.names)
     counts = faces.labels.bincount()
     assert counts.min() == 1 and int((counts >= 2).sum()) == 1680 and int((counts >= 20).sum()) == 62

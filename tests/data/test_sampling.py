@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reprolib.data import CoupleSampler, PKSampler, balanced_subset, class_split, genuine_impostor_pairs
+from reprolib.data import PKSampler, balanced_subset, class_split, genuine_impostor_pairs
 from reprolib.data.sampling import _distinct
 
 some_labels = st.lists(st.integers(-3, 6), min_size=1, max_size=40).map(lambda x: torch.tensor(x))
@@ -192,45 +192,6 @@ WRONG = [
     (torch.zeros(2, 2, dtype=torch.int64), ValueError, r"\(2, 2\)"),
     (torch.zeros(0, dtype=torch.int64), ValueError, r"\(0,\)"),
 ]
-
-
-@given(seed=st.integers(0, 99), P=st.integers(2, 4), data=st.data())
-def test_couples_are_two_photographs_of_each_person_where_there_are_two(seed, P, data):
-    sizes = data.draw(st.lists(st.integers(1, 5), min_size=P, max_size=8))
-    order = torch.randperm(sum(sizes), generator=generator(seed))
-    labels = torch.repeat_interleave(torch.tensor(range(3, 3 + len(sizes))), torch.tensor(sizes))[order]
-    sampler = CoupleSampler(labels, P, generator(seed))
-    batches = list(sampler)
-    assert len(batches) == len(sampler) == len(labels) // P
-    for batch in batches:
-        one, two = batch.view(P, 2).T
-        assert torch.equal(labels[one], labels[two])
-        assert len(labels[one].unique()) == P
-        alone = torch.tensor([sizes[label - 3] == 1 for label in labels[one].tolist()])
-        assert torch.equal(one == two, alone)
-    again = list(CoupleSampler(labels, P, generator(seed)))
-    assert all(torch.equal(a, b) for a, b in zip(batches, again, strict=True))
-
-
-def test_every_partner_is_equally_likely_and_everybody_comes():
-    labels = torch.tensor([0, 0, 0, 0, 1, 2, 2, 3])
-    sampler, counts = CoupleSampler(labels, 2, generator()), torch.zeros(8, 8)
-    for _ in range(3000):
-        for batch in sampler:
-            one, two = batch.view(2, 2).T
-            counts[one, two] += 1
-    assert (counts.sum(dim=1) > 0).all()
-    assert (counts[labels[:, None] != labels] == 0).all()
-    among = counts[:4, :4][~torch.eye(4, dtype=torch.bool)]
-    # twelve counts of equal expectation: chi squared with eleven degrees of freedom, 31.3 at 0.1 %
-    assert float(((among - among.mean()) ** 2 / among.mean()).sum()) < 31.3
-    assert counts.diagonal().nonzero().flatten().tolist() == [4, 7]
-
-
-@pytest.mark.parametrize(("P", "message"), [(1, "P must be at least 2"), (4, "3 classes, fewer than P = 4")])
-def test_couples_that_cannot_be_made_are_refused(P, message):
-    with pytest.raises(ValueError, match=message):
-        CoupleSampler(torch.tensor([0, 0, 5, 7]), P, generator())
 
 
 @pytest.mark.parametrize(("labels", "error", "message"), WRONG)

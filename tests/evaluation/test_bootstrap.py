@@ -11,6 +11,7 @@ from scipy import special, stats
 from reprolib.evaluation import (
     ScoredPairs,
     all_pairs_cosines,
+    bootstrap,
     bootstrap_people,
     equal_error_rate,
     roc_auc,
@@ -56,10 +57,10 @@ def test_values_are_those_of_the_exact_measures(seed, ties):
     found = bootstrap_people(ScoredPairs(scores, pairs.first, pairs.second), fars=FARS, thresholds=[0.25], draws=2)
     same = pairs.first == pairs.second
     genuine, impostor = scores[same], scores[~same]
-    assert found["eer"] == float(equal_error_rate(genuine, impostor))
-    assert found["auc"] == pytest.approx(float(roc_auc(genuine, impostor)), abs=1e-14)
-    assert [found[f"tar@{far:g}"] for far in FARS] == tar_at_far(genuine, impostor, FARS)
-    assert found["far@0.25"] == np.mean(impostor > 0.25)
+    assert found["EER"] == float(equal_error_rate(genuine, impostor))
+    assert found["AUC"] == pytest.approx(float(roc_auc(genuine, impostor)), abs=1e-14)
+    assert [found[f"TAR@{name}"] for name in ("1e-2", "1e-1", "5e-1", "1e+0")] == tar_at_far(genuine, impostor, FARS)
+    assert found["FAR@0.25"] == np.mean(impostor > 0.25)
 
 
 @settings(max_examples=15)
@@ -72,13 +73,10 @@ def test_weights_are_repetitions(seed):
     times = np.bincount(generator.integers(0, 6, 6), minlength=6)
     if (times > 0).sum() < 2:
         return
-    from reprolib.evaluation.bootstrap import _prepared
-
-    judged = _prepared(pairs, None)[0][0]
-    weights = times[judged.person], times[judged.first] * times[judged.second]
-    found = judged.statistics(*weights, np.array(FARS), np.array([0.2]))
     same = pairs.first == pairs.second
     repeat = np.where(same, times[pairs.first], times[pairs.first] * times[pairs.second])
+    ordered = bootstrap._Sorted(pairs.scores, pairs.first, pairs.second, np.arange(len(same)))
+    found = ordered.statistics(repeat[ordered.cell], np.array(FARS), np.array([0.2]))
     scores, kinds = np.repeat(pairs.scores, repeat), np.repeat(same, repeat)
     genuine, impostor = scores[kinds], scores[~kinds]
     assert found[0] == pytest.approx(float(equal_error_rate(genuine, impostor)), abs=1e-12)
@@ -108,7 +106,7 @@ def test_19900_pairs_of_200_images(share, expected):
     for seed in range(12):
         scores = np.concatenate((sample(), generator.normal(3, 1, 200)))
         pairs = ScoredPairs(scores, np.concatenate((left, people)), np.concatenate((right, people)))
-        found = bootstrap_people(pairs, thresholds=[limit], draws=100, seed=seed)[f"far@{limit:g}"]
+        found = bootstrap_people(pairs, thresholds=[limit], draws=100, seed=seed)[f"FAR@{limit:g}"]
         estimated.append(deviation(found, 200) * 19900 / 20)
     # the product weights alone, without the correction, would give 0.39, 0.42 and 0.49
     assert np.mean(np.square(estimated)) ** 0.5 == pytest.approx(expected, rel=0.2)
@@ -154,8 +152,8 @@ def test_a_paired_difference_is_narrower_than_two_intervals():
 def test_perfect_scores_have_an_interval_of_people():
     labels = np.repeat(np.arange(20), 3)
     found = bootstrap_people(scored_pairs(np.eye(20)[labels], labels), fars=[0.1], draws=5)
-    assert found["eer"] == 0 and found["auc"] == 1 and found["tar@0.1"] == 1
-    assert found["eer"].high == pytest.approx(1 - 0.025 ** (1 / 20)) and "20 people" in found["eer"].method
+    assert found["EER"] == 0 and found["AUC"] == 1 and found["TAR@1e-1"] == 1
+    assert found["EER"].high == pytest.approx(1 - 0.025 ** (1 / 20)) and "20 people" in found["EER"].method
 
 
 def test_wrong_input_is_named():
@@ -171,5 +169,5 @@ def test_wrong_input_is_named():
         bootstrap_people(pairs, scored_pairs(rows, labels[::-1].copy()))
     with pytest.raises(ValueError, match="far must lie"):
         bootstrap_people(pairs, fars=[0.0])
-    with pytest.raises(ValueError, match="draws must be an integer >= 1"):
+    with pytest.raises(ValueError, match="draws must be an integer >= 2"):
         bootstrap_people(pairs, draws=0)

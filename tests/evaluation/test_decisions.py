@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,7 +25,6 @@ def test_a_paired_difference_by_pencil():
     assert "paper's side" in found.reason
     assert decide([4.0, 3, 5, 4, 4], [5.0, 6, 7, 6, 6], better="higher").verdict == "contradicted"
     assert decide([-1.0, -3, -2, -2, -2], better="lower").difference == found.difference
-    assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["verdict"] == "reproduced"
 
 
 def test_overlapping_training_sets_by_pencil():
@@ -107,7 +104,6 @@ def test_one_seed_and_equal_differences():
         found = decide([0.3] * n, [0.1 + 0.3] * n, better="lower")
         assert found.verdict == verdict and found.detectable is None and found.n == n
         assert found.difference == pytest.approx(-0.1) and found.difference.bounded == (n == 6)
-        json.dumps(found.as_dict(), allow_nan=False)
     # rounding is not a spread: 0.1 k + 0.2 - 0.1 k
     assert decide(np.arange(4) / 10 + 0.2, np.arange(4) / 10, better="higher").verdict == "inconclusive"
     assert decide([0.0] * 8, better="higher").verdict == "inconclusive"

@@ -114,6 +114,30 @@ def test_a_close_call_is_decided_beyond_the_product(change):
     assert distractor_identification(probe32, mate, at(0.8 + change)) == 0
 
 
+@pytest.mark.parametrize("noise", [0.3, 1.2, 3.0])
+def test_products_in_half_precision_give_the_same_result(monkeypatch, noise):
+    a, b, others = problem(60, 2000, 32, noise, dtype=np.float32)
+    expected = [np.mean(plain_ranks(a, b, others[:size]) <= k) for k in (1, 5) for size in (10, 2000)]
+    monkeypatch.setattr(distractors, "_screening_dtype", lambda probes: torch.bfloat16)
+    found = [distractor_identification(a, b, others[:size], k=k) for k in (1, 5) for size in (10, 2000)]
+    assert found == expected
+    # copies of the mate are ties, which the screening cannot see
+    assert distractor_identification(a, b, b) == 0
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 64, 512]))
+def test_the_error_of_a_cosine_in_half_precision_is_within_its_bound(seed, dimension):
+    generator = np.random.default_rng(seed)
+    scales = 2.0 ** generator.integers(-20, 20, size=(2, 50, dimension))
+    x, y = (
+        torch.from_numpy(unit(generator.normal(size=(50, dimension)) * scales[0])),
+        torch.from_numpy(unit(generator.normal(size=(50, dimension)) * scales[1])),
+    )
+    product = (x.bfloat16() @ y.bfloat16().T).double()
+    assert (product - x @ y.T).abs().max() <= distractors._slack(torch.bfloat16, dimension)
+
+
 @pytest.mark.parametrize("block", [16, 1 << 22])
 def test_verification_is_tar_at_far(monkeypatch, block):
     monkeypatch.setattr(distractors, "_BLOCK", block)

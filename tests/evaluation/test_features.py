@@ -161,7 +161,7 @@ def test_wrong_features_are_named(merge):
 
 def test_other_wrong_input_is_named():
     f = draw(0, 4, 3)
-    with pytest.raises(ValueError, match="flip sums hold a zero vector"):
+    with pytest.raises(ValueError, match="merged features hold a zero vector"):
         flip_sum(f, -f)
     with pytest.raises(ValueError, match="at least 2 different folds"):
         centred_cosines(f, f, np.zeros(4, dtype=int))

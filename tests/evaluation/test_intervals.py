@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from reprolib.evaluation import Estimate, clopper_pearson, mean_estimate, proportion, wilson
+from reprolib.evaluation import Estimate, clopper_pearson, mean_estimate, mean_sd, proportion, wilson
 
 
 @given(st.integers(1, 400), st.data(), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
@@ -99,3 +99,12 @@ def test_estimate_refuses_nonsense(wrong):
         Estimate(*wrong, count=1, method="none")
     with pytest.raises(ValueError, match="level"):
         Estimate(0.5, 0, 1, level=95, count=1, method="none")
+
+
+def test_mean_sd_is_of_the_sample():
+    assert mean_sd([1.0, 2.0, 6.0]) == "3.0 ± 2.6"
+    assert mean_sd(np.array([0.5, 0.7]), 3) == "0.600 ± 0.141"
+    assert mean_sd([4.26]) == "4.3"
+    for wrong in ([], [[1.0], [2.0]]):
+        with pytest.raises(ValueError, match="one number a seed"):
+            mean_sd(wrong)

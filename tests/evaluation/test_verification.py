@@ -249,7 +249,7 @@ def test_wrong_input_is_named(scores, same, folds, error, words):
 
 
 def test_wrong_convention_is_named():
-    with pytest.raises(ValueError, match="exact, sphereface, facenet"):
+    with pytest.raises(ValueError, match="'exact', 'sphereface', 'facenet'"):
         verification_accuracy(PENCIL_SCORES, PENCIL_SAME, 2, convention="best")
     with pytest.raises(ValueError, match="cosines"):
         verification_accuracy(10 * PENCIL_SCORES, PENCIL_SAME, 2, convention="facenet")

@@ -31,7 +31,7 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Suite]:
     monkeypatch.setenv("REPROLIB_DATA", str(made.root / "data"))
     monkeypatch.setenv("REPROLIB_DEVICE", "cpu")
     monkeypatch.delenv("REPROLIB_PROFILE", raising=False)
-    monkeypatch.delenv("REPROLIB_FINAL", raising=False)
+    monkeypatch.delenv("REPROLIB_PARAMETERS", raising=False)
     monkeypatch.delenv("REPROLIB_RUNS", raising=False)
     yield made
     # what experiment.start sets for the whole process

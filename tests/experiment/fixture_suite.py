@@ -23,21 +23,31 @@ from reprolib import experiment
 from reprolib.theory import checks
 run = experiment.start("{NAME}", globals())""",
     """\
-run.claim("F-1", paper="Fixture 2020", statement="the sum is large", source="Table 1",
-          criterion="mean sum above 1", decide=lambda m: m["mean"] > 1, paper_value=3.0, min_seeds=3)""",
-    """\
-def compute(seed):
+@run.cached
+def total(seed):
     return {"sum": float(torch.rand(run.parameters.steps).sum() + run.parameters.rate), "seed": seed}
-config = {"steps": steps, "rate": rate}
-sums = [run.cached("sums", {**config, "seed": s}, lambda s=s: compute(s)) for s in run.seeds]""",
+sums = [total(seed) for seed in run.seeds]""",
     """\
 checks.check_identity(1.0 + 1e-15, 1.0, id="90.one", statement="one is one", source="eq. (1)")
 noise = torch.rand(2).tolist()
 run.table("sums", "Sums", ["seed", "sum", "noise"], [[s["seed"], s["sum"], noise[0]] for s in sums])""",
     """\
-print(run.judge("F-1", {"mean": sum(s["sum"] for s in sums) / len(sums)}, seeds=run.seeds))""",
+mean = sum(s["sum"] for s in sums) / len(sums)
+print(run.judge("F-1", {"mean": mean}, seeds=run.seeds, holds=mean > 1))""",
     "run.finish()",
 ]
+
+CLAIMS = """\
+claims:
+  F-1:
+    paper: Fixture 2020
+    statement: the sum is large
+    source: Table 1
+    criterion: mean sum above 1
+    rule: statement
+    paper_value: 3.0
+    min_seeds: 3
+"""
 
 PROFILES = {
     "smoke": "defaults: {seeds: [0, 1]}\n90_fixture: {rate: 0.25, steps: 1}\n",
@@ -47,15 +57,17 @@ PROFILES = {
 
 
 class Suite:
-    """Folder with `notebooks/90_fixture.ipynb`, profiles, results, cache and an empty data folder."""
+    """Folder with `notebooks/90_fixture.ipynb`, its claims, profiles, results, cache and an empty data folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.results = root / "results"
         self.cache = root / ".cache"
         self.path = root / "notebooks" / f"{NAME}.ipynb"
-        for folder in ("notebooks", "profiles", "data"):
+        self.claims = root / "notebooks" / "claims" / "90.yaml"
+        for folder in ("notebooks/claims", "profiles", "data"):
             (root / folder).mkdir(parents=True)
+        self.claims.write_text(CLAIMS, encoding="utf-8")
         for profile, text in PROFILES.items():
             (root / "profiles" / f"{profile}.yaml").write_text(text, encoding="utf-8")
         self.write(PARAMETERS, CELLS)
@@ -66,6 +78,6 @@ class Suite:
         nbformat.write(notebook, self.path)
 
     def files(self) -> list[str]:
-        """Names of all files under the results and the notebooks, hidden ones too."""
-        found = [*self.results.rglob("*"), *self.path.parent.rglob("*")]
+        """Names of all files under the results and the notebooks, hidden ones too, without the claims."""
+        found = {*self.results.rglob("*"), *self.path.parent.rglob("*")} - {self.claims}
         return sorted(path.relative_to(self.root).as_posix() for path in found if path.is_file())

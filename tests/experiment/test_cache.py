@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import hashlib
+import io
 import random
 
 import numpy as np
 import pytest
 import torch
 
+from reprolib.checkpoints import Checkpoint
 from reprolib.experiment import cache as cache_module
 from reprolib.experiment import paths
 from reprolib.experiment.cache import RunCache, seeded
@@ -59,8 +62,8 @@ def test_a_run_is_computed_once_and_comes_back_equal(cache):
         }
         assert type(got["count"]) is int
     (file,) = cache.folder.iterdir()
-    # A plain torch file, without code in it.
-    assert torch.load(file, weights_only=True)["value"]["loss"] == 0.25
+    # After its digest a plain torch file, without code in it.
+    assert torch.load(io.BytesIO(file.read_bytes()[32:]), weights_only=True)["value"]["loss"] == 0.25
 
 
 def test_the_key_depends_on_all_that_shapes_a_run(cache, tmp_path, monkeypatch):
@@ -116,9 +119,6 @@ def test_what_has_no_content_is_refused_in_one_sentence(cache, tmp_path):
     with pytest.raises(TypeError, match=r"others: handles\[0\] is of type"):
         cache.get("run", {"handles": [log]}, Counted({}))
     log.close()
-    for config in ({1: 2}, [("seed", 1)]):
-        with pytest.raises(TypeError, match="mapping with text keys"):
-            cache.get("run", config, Counted({}))
     assert not cache.folder.exists()
 
 
@@ -166,7 +166,7 @@ def test_a_damaged_file_is_deleted_and_computed_again(cache, capsys, damage):
         raw[place + 17] ^= 1
         file.write_bytes(raw)
     elif damage == "other":
-        torch.save({"key": "another", "value": {"x": 0}}, file)
+        Checkpoint(file, {"key": "another"}, ()).write({"value": {"x": 0}})
     else:
         file.write_bytes(b"" if damage == "empty" else b"no torch file")
     assert torch.equal(cache.get("run", {}, compute)["x"], torch.arange(64.0))
@@ -188,8 +188,11 @@ def test_a_file_with_code_in_it_is_not_run(cache, tmp_path):
         def __reduce__(self):
             return open, (str(tmp_path / "trap"), "w")
 
-    torch.save(Trap(), file)
-    assert cache.get("run", {}, compute) == {"x": 1}
+    buffer = io.BytesIO()
+    torch.save(Trap(), buffer)
+    for digest in (b"", hashlib.sha256(buffer.getvalue()).digest()):
+        file.write_bytes(digest + buffer.getvalue())
+        assert cache.get("run", {}, compute) == {"x": 1}
     assert not (tmp_path / "trap").exists()
 
 

@@ -73,8 +73,8 @@ def test_status_1_when_a_notebook_fails(suite, capsys, monkeypatch):
 def test_run_passes_its_options_on(suite, capsys, monkeypatch):
     seen = {}
 
-    def run_job(job, results, kernels, **options):
-        seen.update(job=job, results=results, options=options)
+    def run_job(job, folder, kernels, **options):
+        seen.update(job=job, folder=folder, options=options)
         return Outcome(job.name, "run")
 
     monkeypatch.setattr(runner, "run_job", run_job)
@@ -83,7 +83,7 @@ def test_run_passes_its_options_on(suite, capsys, monkeypatch):
     assert call(capsys, "run", "90", "--profile", "smoke", *arguments)[0] == 0
     assert seen["job"].parameters["steps"] == 4
     assert seen["job"].parameters["rate"] == 0.01
-    assert seen["results"] == suite.root / "here"
+    assert seen["folder"] == suite.root / "here" / "smoke"
     assert seen["options"] == {"force": True, "save_outputs": False}
 
 

@@ -114,7 +114,6 @@ def test_declared_parameters_reads_literals():
     source = 'profile = "standard"\nrate = -0.5  # rate\nseeds = [0, 1]\nflag = True\nnothing = None\n'
     expected = {"profile": "standard", "rate": -0.5, "seeds": [0, 1], "flag": True, "nothing": None}
     assert declared_parameters(notebook(source)) == expected
-    assert declared_parameters(notebook(source.splitlines(keepends=True))) == expected
 
 
 @pytest.mark.parametrize(
@@ -269,8 +268,8 @@ def test_an_undeclared_override_is_refused_by_name():
         ({"steps": 7}, {}, {**STANDARD, "steps": 7}),
         # A profile that is asked for in the call comes before the one of the environment.
         ({"profile": "smoke"}, {"REPROLIB_PROFILE": "full"}, SMOKE),
-        ({"profile": "smoke"}, {"REPROLIB_FINAL": "1"}, {**STANDARD, "profile": "smoke"}),
-        ({}, {"REPROLIB_FINAL": "1", "REPROLIB_PROFILE": "smoke"}, STANDARD),
+        ({}, {"REPROLIB_PARAMETERS": '{"profile": "smoke"}'}, {**STANDARD, "profile": "smoke"}),
+        ({}, {"REPROLIB_PARAMETERS": '{"steps": 7}', "REPROLIB_PROFILE": "smoke"}, {**STANDARD, "steps": 7}),
         ({"rate": 2}, {}, {**STANDARD, "rate": 2.0}),
     ],
 )
@@ -282,10 +281,10 @@ def test_resolve(suite, given, environment, expected):
     ("given", "environment", "message"),
     [
         ({"nosuch": 1}, {}, "unknown parameter 'nosuch'"),
-        ({"nosuch": 1}, {"REPROLIB_FINAL": "1"}, "unknown parameter 'nosuch'"),
+        ({}, {"REPROLIB_PARAMETERS": '{"nosuch": 1}'}, "unknown parameter 'nosuch'"),
         ({"steps": "3"}, {}, "'steps' must be of type int"),
         ({"profile": "fast"}, {}, "unknown profile 'fast'"),
-        ({"profile": "fast"}, {"REPROLIB_FINAL": "1"}, "unknown profile 'fast'"),
+        ({}, {"REPROLIB_PARAMETERS": '{"profile": "fast"}'}, "unknown profile 'fast'"),
         ({}, {"REPROLIB_PROFILE": "fast"}, "unknown profile 'fast'"),
     ],
 )

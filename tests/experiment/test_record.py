@@ -41,9 +41,9 @@ def check(id="01.one", measured=3e-16, passed=True, detail=None):
     )
 
 
-def claim(id="C-1", decide=lambda measured: measured["x"] > 1, **changes):
+def claim(id="C-1", **changes):
     texts = {"paper": "Paper", "statement": "x is large", "source": "Table 1", "criterion": "x above 1"}
-    return Claim(id, **{**texts, "decide": decide, **changes})
+    return Claim(id, **{**texts, **changes})
 
 
 def test_plain_gives_json_data():
@@ -163,7 +163,7 @@ def test_an_unjudged_claim_keeps_the_record_from_being_finished():
     record = Record()
     record.add_claim(claim())
     assert "claim 'C-1' was declared but not judged" in record.unfinished()
-    record.claims["C-1"].judge({"x": 2.0}, [0])
+    record.claims["C-1"].judge({"x": 2.0}, [0], holds=True)
     assert record.unfinished() is None
 
 

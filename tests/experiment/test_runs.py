@@ -17,7 +17,8 @@ import torch
 
 from reprolib import experiment
 from reprolib.experiment.cache import RunCache
-from reprolib.experiment.runs import RunLines, plain_part, read_lines, readable, runs_file
+from reprolib.experiment.record import plain
+from reprolib.experiment.runs import RunLines, read_lines, readable, runs_file
 
 LITERALS = {"profile": "standard", "dataset": "digits", "seeds": [0, 1, 2], "rate": 0.5, "steps": 3}
 
@@ -28,13 +29,13 @@ def lines(tmp_path):
 
 
 def test_a_run_leaves_one_line(tmp_path, lines):
-    cache = RunCache(tmp_path / "cache", "cpu")
+    cache = RunCache(tmp_path / "cache", "cpu", lines)
 
     def compute(value=0.1):
         return {"eer": value, "curve": (1, 2.5), "name": "a", "none": None}
 
-    made = cache.get("faces", {"seed": 3, "m": 0.35}, compute, lines)
-    assert cache.get("faces", {"seed": 3, "m": 0.35}, compute, lines) == made
+    made = cache.get("faces", {"seed": 3, "m": 0.35}, compute)
+    assert cache.get("faces", {"seed": 3, "m": 0.35}, compute) == made
     (line,) = read_lines(lines.path)
     assert line["key"] == cache.key("faces", {"seed": 3, "m": 0.35}, compute).run
     del line["key"]
@@ -48,13 +49,14 @@ def test_a_run_leaves_one_line(tmp_path, lines):
     }
     # A cached value that has no line yet gets one.
     lines.path.unlink()
-    cache.get("faces", {"seed": 3, "m": 0.35}, compute, lines)
+    cache.get("faces", {"seed": 3, "m": 0.35}, compute)
     assert len(read_lines(lines.path)) == 1
 
 
 def test_a_run_is_taken_from_its_line_where_no_file_holds_it(tmp_path, lines):
     def get(folder, device="cpu"):
-        return RunCache(tmp_path / folder, device).get("x", {"seed": 0}, lambda: {"x": 1.5, "rows": [[1, 2]]}, lines)
+        cache = RunCache(tmp_path / folder, device, lines)
+        return cache.get("x", {"seed": 0}, lambda: {"x": 1.5, "rows": [[1, 2]]})
 
     first = get("one")
     next((tmp_path / "one").iterdir()).unlink()
@@ -68,34 +70,32 @@ def test_a_run_is_taken_from_its_line_where_no_file_holds_it(tmp_path, lines):
 
 
 def test_a_line_of_other_code_is_not_used(tmp_path, lines):
-    cache = RunCache(tmp_path / "cache", "cpu")
-    assert cache.get("x", {"seed": 0}, lambda: {"x": 1}, lines) == {"x": 1}
-    assert cache.get("x", {"seed": 0}, lambda: {"x": 2}, lines) == {"x": 2}
+    cache = RunCache(tmp_path / "cache", "cpu", lines)
+    assert cache.get("x", {"seed": 0}, lambda: {"x": 1}) == {"x": 1}
+    assert cache.get("x", {"seed": 0}, lambda: {"x": 2}) == {"x": 2}
     assert [line["metrics"]["x"] for line in read_lines(lines.path)] == [1, 2]
 
 
 @pytest.mark.parametrize("value", [{"features": torch.ones(2)}, {"loss": math.inf}, {"a": [{"b": math.nan}]}])
 def test_a_value_that_a_line_cannot_hold_is_computed_again(tmp_path, lines, value):
     for folder in ("one", "two"):
-        RunCache(tmp_path / folder, "cpu").get("x", {"seed": 0}, lambda: {"eer": 0.5, **value}, lines)
+        RunCache(tmp_path / folder, "cpu", lines).get("x", {"seed": 0}, lambda: {"eer": 0.5, **value})
         assert len(list((tmp_path / folder).iterdir())) == 1
     (line,) = read_lines(lines.path)
     assert (line["whole"], line["metrics"]["eer"]) == (False, 0.5)
-    assert "features" not in line["metrics"]
+    assert line["metrics"].get("features") is None
     json.loads(lines.path.read_text(), parse_constant=lambda name: pytest.fail(name))
 
 
-def test_the_plain_part_and_what_a_reader_sees():
-    assert plain_part({"a": [1, "b", True], "t": torch.ones(1), "n": None}) == ({"a": [1, "b", True], "n": None}, False)
-    assert plain_part([1.0, math.inf]) == ([1.0, None], False)
-
+def test_what_a_reader_sees_of_settings():
     @dataclasses.dataclass
     class Config:
         rate: float
         head: object
 
     data = SimpleNamespace(fingerprint="abc")
-    shown = readable({"data": data, "config": Config(math.inf, torch.nn.ReLU()), "f": math.sin, "t": (1, True)})
+    values = {"data": data, "config": Config(math.inf, torch.nn.ReLU()), "f": math.sin, "t": (1, True)}
+    shown = plain(values, "", readable)
     assert shown == {
         "data": {"fingerprint": "abc"},
         "config": {"rate": "inf", "head": "ReLU"},
@@ -139,17 +139,22 @@ def test_where_the_lines_are(suite, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("profile", "lines", "expected"),
-    [("standard", None, False), ("standard", True, True), ("full", None, True), ("full", False, False)],
+    ("profile", "expected"), [("smoke", False), ("standard", False), ("full", True), ("paper", True)]
 )
-def test_full_leaves_lines_and_any_run_may(suite, monkeypatch, profile, lines, expected):
+def test_the_runs_of_full_and_paper_leave_lines(suite, monkeypatch, profile, expected):
     monkeypatch.setenv("REPROLIB_WORKERS", "1")
     run = experiment.start("90_fixture", {**LITERALS, "profile": profile})
 
-    @run.cached(lines=lines)
+    @run.cached
     def made(seed):
         return {"x": seed}
 
+    @run.cached(lines=False)
+    def silent(seed):
+        return {"x": -seed}
+
+    assert silent(1) == {"x": -1}
+    assert not runs_file("90_fixture", profile).exists()
     assert made(1) == {"x": 1}
     run.close()
     assert runs_file("90_fixture", profile).exists() == expected
@@ -172,6 +177,7 @@ for m in (0.1, 0.2, 0.3):
         rows.append([m, seed, face_run(seed, m)["eer"]])
         print("made", flush=True)
         time.sleep(float(os.environ["PAUSE"]))
+run.judge("F-1", {"x": 1}, run.seeds, holds=True)
 run.table("eer", "EER", ["m", "seed", "EER"], rows)
 run.finish()
 """

@@ -39,17 +39,14 @@ class Scaled(torch.nn.Module):
         return self.value * x
 
 
-def trained(factor, seed):
+@run.cached(name="trained")
+def trained_run(factor, seed):
     if factor < 0:
         raise ValueError(f"the factor must not be negative, got {factor}")
     model = Scaled(factor)
     # reductions of this size depend on the number of threads
     total = float(model(torch.randn(1_000_000) + table[seed]).sum())
     return {"total": total, "value": model.value, "process": os.getpid(), "threads": torch.get_num_threads()}
-
-
-def trained_run(factor, seed):
-    return run.cached("trained", {"factor": factor, "seed": seed}, lambda: trained(factor, seed))
 """
 
 
@@ -101,11 +98,9 @@ def test_a_single_argument_may_stand_for_itself(tmp_path, monkeypatch):
 def test_a_run_made_inside_another_is_found_by_it(tmp_path, monkeypatch):
     space = notebook(monkeypatch, tmp_path, workers=2)
     outer = """
+@run.cached
 def branch(seed, factor):
-    def compute():
-        return {"start": trained_run(1.0, seed)["total"], "factor": factor}
-
-    return run.cached("branch", {"seed": seed, "factor": factor}, compute)
+    return {"start": trained_run(1.0, seed)["total"], "factor": factor}
 """
     exec(outer, space)
     space["run"].ahead(space["branch"], [(0, 1.0), (0, 2.0), (1, 1.0)])
@@ -180,15 +175,13 @@ def test_a_worker_that_is_killed_costs_time_and_no_result(tmp_path, monkeypatch,
     fragile = f"""
 import pathlib, signal
 
+@run.cached
 def fragile(seed):
-    def compute():
-        marker = pathlib.Path({str(marker)!r})
-        if os.getpid() != {os.getpid()} and seed == 1 and not marker.exists():
-            marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return {{"seed": seed}}
-
-    return run.cached("fragile", {{"seed": seed}}, compute)
+    marker = pathlib.Path({str(marker)!r})
+    if os.getpid() != {os.getpid()} and seed == 1 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {{"seed": seed}}
 """
     exec(fragile, space)
     space["run"].ahead(space["fragile"], range(3))
@@ -201,54 +194,51 @@ def fragile(seed):
 
 
 def test_progress_is_told_to_a_file_and_to_nobody_on_the_page(tmp_path, monkeypatch, capsys):
-    told = []
-    monkeypatch.setattr("reprolib.experiment.workers.tell", lambda *state: told.append(state[:3]))
+    path = tmp_path / "progress.txt"
+    monkeypatch.setenv(progress.VARIABLE, str(path))
     space = notebook(monkeypatch, tmp_path / "cache", workers=2)
     capsys.readouterr()
     space["run"].ahead(space["trained_run"], [(1.0, 0), (1.0, 1), (1.0, 2)])
-    assert told[:4] == [("trained_run", done, 3) for done in range(4)]
+    assert "trained_run 0 of 3 runs" in path.read_text()
+    assert progress.state(path) == ""  # all are done
     assert capsys.readouterr() == ("", "")
 
 
-def test_progress_in_a_terminal_is_one_line_and_in_a_log_one_a_minute(tmp_path, monkeypatch):
-    path = tmp_path / "progress.json"
-    monkeypatch.setenv(progress.VARIABLE, str(path))
+def test_progress_in_a_terminal_is_one_line_and_in_a_log_what_is_new(tmp_path, monkeypatch):
+    path = tmp_path / "progress.txt"
     assert progress.state(path) == ""
-    progress.tell("face_run", 0, 12, 0.0)
-    assert progress.state(path) == "face_run 0 of 12 runs"
-    progress.tell("face_run", 3, 12, 90.0)
-    assert progress.state(path) == "face_run 3 of 12 runs, 4 min left"  # 30 s a run, 9 runs left
-    path.with_name("other.json").write_text("[half")
-    assert progress.state(path.with_name("other.json")) == ""
+    monkeypatch.setenv(progress.VARIABLE, str(path))
+    clock = {"now": 1000.0}
+    monkeypatch.setattr("tqdm.std.time", lambda: clock["now"])
+    runs = progress.told(range(12), "face_run", 12)
+    for _ in range(4):
+        next(runs)
+        clock["now"] += 30.0
+    assert progress.state(path) == "face_run 3 of 12 runs, 04:30 left"  # 30 s a run, 9 runs left
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
     shown, log = Terminal(), io.StringIO()
-    clock = {"now": 1000.0}
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock["now"])
-    displays = [progress.Display(shown), progress.Display(log)]
-    for display in displays:
-        display.files["04_cosface"] = (path, 1000.0)
-        display.files["05_arcface"] = (tmp_path / "nosuch", 995.0)
-        display.show()
-        clock["now"] = 1061.0
+    for stream in (shown, log):
+        display = progress.Display(stream)
+        display.files["04_cosface"] = path
+        display.files["05_arcface"] = tmp_path / "nosuch"
         display.show()
         display.show()
-        clock["now"] = 1000.0
-    assert log.getvalue() == "04_cosface: face_run 3 of 12 runs, 4 min left\n"
+        display.clear()
+    assert log.getvalue() == "04_cosface: face_run 3 of 12 runs, 04:30 left\n"
     first = shown.getvalue().split("\r\x1b[K")[1]
-    assert first == "04_cosface: face_run 3 of 12 runs, 4 min left | 05_arcface: 5 s"[: len(first)]
+    assert first == "04_cosface: face_run 3 of 12 runs, 04:30 left | 05_arcface"[: len(first)]
     assert "\n" not in shown.getvalue()
-    displays[0].clear()
     assert shown.getvalue().endswith("\r\x1b[K")
-    progress.tell("face_run", 12, 12, 360.0)
+    assert len(list(runs)) == 8
     assert progress.state(path) == ""
-    monkeypatch.delenv(progress.VARIABLE)
-    path.unlink()
-    progress.tell("face_run", 1, 12, 90.0)
-    assert not path.exists()
+    closed = io.StringIO()
+    closed.close()
+    display.stream = closed
+    display.show()  # the run goes on
 
 
 def test_looking_for_stored_runs_computes_nothing_and_moves_no_generator(tmp_path):
@@ -278,20 +268,19 @@ def test_looking_for_stored_runs_computes_nothing_and_moves_no_generator(tmp_pat
 def test_the_key_of_a_run_is_the_same_after_the_way_to_a_worker(tmp_path, monkeypatch):
     space = notebook(monkeypatch, tmp_path, workers=1)
     cache = RunCache(tmp_path, "cpu")
-    before = cache.key("run", {}, space["trained"])
-    sent = cloudpickle.loads(cloudpickle.dumps(space["trained"]))
-    assert sent is not space["trained"]
+    trained = space["trained_run"].function
+    before = cache.key("run", {}, trained)
+    sent = cloudpickle.loads(cloudpickle.dumps(trained))
+    assert sent is not trained
     assert cache.key("run", {}, sent) == before
     space["value"] = "not what the code reads, only a name that an attribute has"
-    assert cache.key("run", {}, space["trained"]) == before
+    assert cache.key("run", {}, trained) == before
     space["table"] = 1.0
-    assert cache.key("run", {}, space["trained"]) != before
+    assert cache.key("run", {}, trained) != before
 
 
 def test_the_record_stays_in_the_notebook(tmp_path, monkeypatch):
     run = notebook(monkeypatch, tmp_path, workers=2)["run"]
-    texts = {"paper": "Fixture", "statement": "x is large", "source": "Table 1", "criterion": "x above 1"}
-    run.claim("F-1", **texts, decide=lambda measured: measured["x"] > 1)
     sent = cloudpickle.loads(cloudpickle.dumps(run))
     assert (sent.seeds, sent.profile, sent.workers) == (run.seeds, run.profile, 2)
     assert not sent.record.claims

@@ -297,7 +297,7 @@ def test_a_sampled_row_without_other_classes_has_loss_and_gradient_zero():
     x.requires_grad_()
     correction = torch.full((C,), -math.inf)
     form = fused.Form(head.margin, head.strength, True, True, head.eps)
-    value = fused.fused_margin_softmax(x, head.weight, None, head.scale, y, form, correction)
+    value = fused.fused_margin_softmax(fused.Inputs(x, head.weight, None, head.scale, y, correction), form)
     grads = torch.autograd.grad(value, [x, head.weight])
     assert float(value.detach()) == 0.0 and all(float(g.abs().max()) == 0.0 for g in grads)
 

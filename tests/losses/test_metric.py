@@ -8,7 +8,7 @@ import pytest
 import torch
 from pytorch_metric_learning import distances, losses, reducers
 
-from reprolib.losses.metric import (
+from reprolib.losses import (
     CContrastive,
     CTriplet,
     batch_all_triplet_loss,
@@ -18,10 +18,9 @@ from reprolib.losses.metric import (
     contrastive_loss,
     deepid2_margin,
     n_pair_loss,
-    pairwise_distance,
-    pairwise_squared_distance,
     triplet_loss,
 )
+from reprolib.losses.distance import pairwise_distance, pairwise_squared_distance
 from reprolib.losses.mining import batch_hard_triplets
 
 LABELS = torch.tensor([0, 1, 0, 2, 1, 2, 0, 1])

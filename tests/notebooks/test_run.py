@@ -22,9 +22,8 @@ from reprolib.experiment.runner import run_notebooks
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-each = pytest.mark.parametrize(
-    "path", [pytest.param(path, marks=pytest.mark.notebook_group(path.stem), id=path.stem) for path in NOTEBOOKS]
-)
+# By this id the top conftest.py has them follow the cells of the notebook, in the same worker.
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 TOP = {"notebook", "profile", "parameters", "environment", "seconds", "checks", "claims", "findings", "tables"}
 CHECK = {"id", "statement", "source", "kind", "measured", "tolerance", "passed", "detail"}
