@@ -4,7 +4,7 @@
 
 Each loss has two or three knobs, the learning rate among them: it matters more than any margin. The first is tried at
 three values, each further one at two more beside the best so far. Where the best value is at the end of what was tried,
-the knob goes on, up to three values. The criterion is TAR at FAR 1e-3 on the validation identities, which no record
+the knob goes on, up to six values. The criterion is TAR at FAR 1e-3 on the validation identities, which no record
 judges, averaged over the tuning seeds, which no record uses. Every run is a line of `--runs`: a stopped command goes on
 where it was. The table holds the best values and the numbers of all candidates; it is what
 `reprolib.arenas.tuned` reads.
@@ -31,7 +31,7 @@ from reprolib.data.lfw_folds import VALIDATION_FOLD
 CRITERION = "TAR@1e-3"
 SEEDS = (1000, 1001)
 # values of a knob beyond the three that every loss gets, while the best is at the end
-FURTHER = 3
+FURTHER = 6
 Run = Callable[[str, dict[str, Any], int], dict[str, float]]
 
 
