@@ -187,7 +187,7 @@ def test_the_search_tries_five_and_goes_further_at_an_end():
     best, ends, tried = search(lambda a, b: -abs(a - 32) - abs(b - 3))
     assert best == {"a": 32.0, "b": 3} and not ends and len(set(tried)) == 7
     best, ends, tried = search(lambda a, b: a - abs(b - 3))
-    assert best == {"a": 128.0, "b": 3} and ends == {"a"} and len(set(tried)) == 8
+    assert best == {"a": 1020.0, "b": 3} and ends == {"a"} and len(set(tried)) == 11
     best, ends, tried = search(lambda a, b: -abs(math.log2(a / 15)) - abs(b - 3))
     assert best == {"a": 16.0, "b": 3} and not ends
     # 2 is the least that b may be: an end of the hyper-parameter, not of the grid

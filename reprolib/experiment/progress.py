@@ -25,7 +25,7 @@ def told(runs: Iterable[Any], table: str, total: int) -> Iterator[Any]:
 def state(path: Path) -> str:
     """What `told` wrote last into `path`, as "face_run 3 of 12 runs, 04:30 left"; empty before and after."""
     try:
-        return path.read_bytes().decode(errors="replace").rpartition("\r")[2].strip()
+        return path.read_bytes().decode(errors="replace").rpartition("\r")[2].strip().removesuffix(", ? left")
     except OSError:
         return ""
 

@@ -211,7 +211,10 @@ def test_progress_in_a_terminal_is_one_line_and_in_a_log_what_is_new(tmp_path, m
     clock = {"now": 1000.0}
     monkeypatch.setattr("tqdm.std.time", lambda: clock["now"])
     runs = progress.told(range(12), "face_run", 12)
-    for _ in range(4):
+    next(runs)
+    assert progress.state(path) == "face_run 0 of 12 runs"
+    clock["now"] += 30.0
+    for _ in range(3):
         next(runs)
         clock["now"] += 30.0
     assert progress.state(path) == "face_run 3 of 12 runs, 04:30 left"  # 30 s a run, 9 runs left
