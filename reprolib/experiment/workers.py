@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from threadpoolctl import threadpool_limits
 
 from .paths import UsageError
 from .progress import told
+
+# A worker that was idle for five minutes leaves and is replaced: nothing is lost, and a page is no place to say so.
+warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given", category=UserWarning)
 
 # Each takes almost a gigabyte with torch and a data set.
 MOST_WORKERS = 4
