@@ -61,6 +61,7 @@ def _products(
     columns = max(1, min(_BLOCK // dim, 1 << 14, stop - start))
     at_once = max(1, _BLOCK // columns)
     units, products = probes.new_empty(columns, dim), factors.new_empty(min(at_once, len(probes)) * columns)
+    halves = factors.new_empty(columns if dtype != probes.dtype else 0, dim)
     for left in range(start, stop, columns):
         part = distractors[left : min(left + columns, stop)]
         chunk = units[: len(part)]
@@ -70,7 +71,7 @@ def _products(
         else:
             chunk.copy_(row_tensor(part))
         unit_rows(chunk, "distractors", out=chunk)
-        factor = chunk.to(dtype)
+        factor = chunk if dtype == probes.dtype else halves[: len(part)].copy_(chunk)
         for rows in wanted().split(at_once):
             cosines = products[: len(rows) * len(chunk)].view(len(rows), len(chunk))
             yield rows, torch.mm(factors[rows], factor.T, out=cosines), chunk
