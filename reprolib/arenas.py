@@ -166,12 +166,12 @@ def build_loss(name: str, in_features: int, num_classes: int, **hyper: Any) -> n
 
 @cache
 def _table() -> dict[str, Any]:
-    import yaml  # only what reads the table needs it
-
     if not TUNED.exists():
         raise ValueError(
             f"the tuned values stand in {TUNED.parent.name}/{TUNED.name} of the repository, not found here"
         )
+    import yaml  # only what reads the table needs it
+
     return yaml.safe_load(TUNED.read_text(encoding="utf-8"))
 
 

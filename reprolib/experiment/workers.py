@@ -26,9 +26,6 @@ from threadpoolctl import threadpool_limits
 from .paths import UsageError
 from .progress import told
 
-# A worker that was idle for five minutes leaves and is replaced: nothing is lost, and a page is no place to say so.
-warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given", category=UserWarning)
-
 # Each takes almost a gigabyte with torch and a data set.
 MOST_WORKERS = 4
 
@@ -74,8 +71,11 @@ def call_each(function: Callable[..., Any], rows: Sequence[tuple[Any, ...]], wor
         path.write_bytes(cloudpickle.dumps(function))
         calls = _in_processes([joblib.delayed(_call)(str(path), row, os.getpid()) for row in rows], workers)
         try:
-            for _ in told(calls, getattr(function, "__name__", "runs"), len(rows)):
-                pass
+            with warnings.catch_warnings():
+                # a worker that was idle for five minutes leaves and is replaced: nothing is lost, no page need say so
+                warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
+                for _ in told(calls, getattr(function, "__name__", "runs"), len(rows)):
+                    pass
         except TerminatedWorkerError:
             print("reprolib: a worker process was killed; its runs are made one at a time", file=sys.stderr)
 
