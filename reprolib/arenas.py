@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from reprolib import losses, models, training
 from reprolib._checks import check_choice
+from reprolib.data.fetching import repository_root
 from reprolib.data.lfw import lfw_pairs
 from reprolib.data.lfw_folds import FacesFold, lfw_fold, load_lfw_grey
 from reprolib.data.numbers import NumbersDataset, load_numbers
@@ -42,7 +43,7 @@ from reprolib.training import TrainConfig, Trained
 MOST_IMAGES = 20
 # of the ROC curve in a report: 1e-4 to 1, eight a decade
 CURVE_FARS = tuple(10 ** (-step / 8) for step in range(32, -1, -1))
-TUNED = Path(__file__).parents[1] / "reference" / "tuned.yaml"
+TUNED = Path("reference", "tuned.yaml")
 
 
 class InBatch(nn.Module):
@@ -165,14 +166,12 @@ def build_loss(name: str, in_features: int, num_classes: int, **hyper: Any) -> n
 
 
 @cache
-def _table() -> dict[str, Any]:
-    if not TUNED.exists():
-        raise ValueError(
-            f"the tuned values stand in {TUNED.parent.name}/{TUNED.name} of the repository, not found here"
-        )
+def _table(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise ValueError(f"the tuned values stand in {TUNED} of the repository, which is not at {path.parents[1]}")
     import yaml  # only what reads the table needs it
 
-    return yaml.safe_load(TUNED.read_text(encoding="utf-8"))
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def tuned(arena: str, loss: str) -> dict[str, Any]:
@@ -183,7 +182,7 @@ def tuned(arena: str, loss: str) -> dict[str, Any]:
     Raises:
         ValueError: if the table has no such loss.
     """
-    found = _table().get(arena, {})
+    found = _table(repository_root() / TUNED).get(arena, {})
     check_choice(loss, f"loss tuned on {arena}", tuple(found))
     return dict(found[loss]["best"])
 

@@ -323,3 +323,13 @@ def test_baselines_are_reported_beside_an_untrained_network_of_the_seed():
     assert torch.equal(state, torch.random.get_rng_state())
     own = run("softmax", MIDDLE["softmax"], measure=arenas.unseen_report)
     assert own["rank-1"] > 0 and run("softmax", MIDDLE["softmax"]).items() <= own.items()
+
+
+def test_the_tuned_values_are_those_of_the_repository_that_is_named(tmp_path, monkeypatch):
+    assert set(arenas.tuned("numbers", "arcface")) >= {"scale", "margin"}
+    monkeypatch.setenv("REPROLIB_ROOT", str(tmp_path))
+    with pytest.raises(ValueError, match="of the repository, which is not at"):
+        arenas.tuned("numbers", "arcface")
+    (tmp_path / "reference").mkdir()
+    (tmp_path / arenas.TUNED).write_text("numbers: {arcface: {best: {scale: 3.0}}}")
+    assert arenas.tuned("numbers", "arcface") == {"scale": 3.0}

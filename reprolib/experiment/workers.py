@@ -6,6 +6,7 @@ threads each, and because a run has one thread wherever it is made, its result d
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -86,7 +87,9 @@ def _in_processes(tasks: list[Any], workers: int) -> Iterator[Any]:
 
 
 def _bring_up(workers: int) -> None:
-    list(_in_processes([joblib.delayed(_prepare)(os.getpid()) for _ in range(workers)], workers))
+    # where one is killed meanwhile, the first call of `call_each` says so
+    with contextlib.suppress(TerminatedWorkerError):
+        list(_in_processes([joblib.delayed(_prepare)(os.getpid()) for _ in range(workers)], workers))
 
 
 @functools.lru_cache(maxsize=1)
