@@ -165,6 +165,30 @@ def build_loss(name: str, in_features: int, num_classes: int, **hyper: Any) -> n
         raise ValueError(f"hyper-parameters of {name} must be those it has, got {hyper} ({error})") from error
 
 
+class Tuned:
+    """Read from the table of tuned values; a cached run whose code names :data:`tuned` is known by the table, too."""
+
+    @property
+    def fingerprint_as(self) -> dict[str, Any]:
+        """What the run cache takes for it."""
+        return _table(repository_root() / TUNED)
+
+    def __call__(self, arena: str, loss: str) -> dict[str, Any]:
+        """The hyper-parameters of `loss` that did best on the validation identities of `arena` ("numbers" or "lfw").
+
+        `lr` and `loss_lr_factor` among them belong to the training, the others to :func:`build_loss`.
+
+        Raises:
+            ValueError: if the table has no such loss.
+        """
+        found = self.fingerprint_as.get(arena, {})
+        check_choice(loss, f"loss tuned on {arena}", tuple(found))
+        return dict(found[loss]["best"])
+
+
+tuned = Tuned()
+
+
 @cache
 def _table(path: Path) -> dict[str, Any]:
     if not path.exists():
@@ -172,19 +196,6 @@ def _table(path: Path) -> dict[str, Any]:
     import yaml  # only what reads the table needs it
 
     return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def tuned(arena: str, loss: str) -> dict[str, Any]:
-    """The hyper-parameters of `loss` that did best on the validation identities of `arena` ("numbers" or "lfw").
-
-    `lr` and `loss_lr_factor` among them belong to the training, the others to :func:`build_loss`.
-
-    Raises:
-        ValueError: if the table has no such loss.
-    """
-    found = _table(repository_root() / TUNED).get(arena, {})
-    check_choice(loss, f"loss tuned on {arena}", tuple(found))
-    return dict(found[loss]["best"])
 
 
 @dataclass(frozen=True)
