@@ -362,9 +362,18 @@ def lfw_run(
         faces = lfw_faces(fold, device)
     hyper = tuned("lfw", loss) if hyper is None else hyper
     trained = fit_recipe(recipe, loss, hyper, faces.train_images, faces.train_labels, seed=seed, **options)
-    features = training.embed(trained.model, faces.test_images, 500, flip_sum=True)
+    embed = partial(training.embed, trained.model, batch_size=500, flip_sum=True)
+    return lfw_report(embed, faces, measure)[0]
+
+
+def lfw_report(
+    embed: Callable[[Tensor], Tensor], faces: FacesFold, measure: Callable[[Tensor, Tensor], dict[str, Any]]
+) -> tuple[dict[str, Any], Tensor]:
+    """What :func:`lfw_run` says of the network behind `embed`, and the embeddings of all test images, (N, d)."""
+    features = embed(faces.test_images)
     scores, same = pair_cosines(*features[faces.pairs.T]), faces.same.cpu().numpy()
-    return measure(features[faces.judged], faces.test_labels[faces.judged]) | {
+    found = measure(features[faces.judged], faces.test_labels[faces.judged]) | {
         "accuracy": float(((scores > exact_threshold(scores, same)) == same).mean()),
         "AUC of the pairs": float(roc_auc(scores[same], scores[~same])),
     }
+    return found, features
