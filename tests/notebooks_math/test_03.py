@@ -493,9 +493,7 @@ def test_the_official_layer_returns_another_gradient_than_that_of_its_loss():
         head, leaf = ASoftmax(4, 5, margin=4, gradient=option).double(), x.clone().requires_grad_(True)
         head.weight.data.copy_(w)
         head(leaf, Y).backward()
-        check_identity(
-            leaf.grad, dx, tolerance=1e-10, **about(option, "departs as written", "official code")
-        )
+        check_identity(leaf.grad, dx, tolerance=1e-10, **about(option, "departs as written", "official code"))
     check_identity(head.weight.grad, g.T @ x, tolerance=1e-10, **about("caffe-w", "no slope, no psi", "official layer"))
 
 
