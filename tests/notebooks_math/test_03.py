@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from reprolib import models, training
 from reprolib.evaluation import angle_statistics
-from reprolib.losses import AnnealedLambda, ASoftmax, LSoftmax, MultiplicativeAngular, margins
+from reprolib.losses import AnnealedLambda, ASoftmax, LSoftmax, MultiplicativeAngular
 from reprolib.theory import gaussian, geometry, regions
 from reprolib.theory import gradients as closed
 from reprolib.theory.checks import check_bound, check_counterexample, check_gradient, check_identity, texts_for
@@ -503,4 +503,3 @@ def test_cos_1_35_theta_rewards_beyond_153_degrees():
     excess = (1.35 * at).cos() - at.cos()
     assert excess[0] < 0 < excess[2]
     check_identity(excess[1], 0.0, **about("cos-1.35", "meets cos at 360/2.35 degrees", "ArcFace's SphereFace row"))
-    assert hasattr(margins, "MultiplicativeAngular")
