@@ -163,18 +163,18 @@ def sphere_front(
     """
     ax = _axes(ax)
     towards = np.asarray(sight, dtype=float) / np.linalg.norm(sight)
-    right = np.cross([0.0, 0.0, 1.0], towards)
+    # seen from a pole, the second axis is up
+    right = np.cross([0.0, 0.0, 1.0] if abs(towards[2]) < 0.99 else [0.0, 1.0, 0.0], towards)
     right = right / np.linalg.norm(right)
     frame = np.stack([right, np.cross(towards, right), towards])
     edge = np.linspace(-1.02, 1.02, size)
     across, up = np.meshgrid(edge, edge)
     height = 1 - across**2 - up**2
-    depth = np.sqrt(height.clip(0))
     classes = np.full((size, size), -1)
-    classes[height > 0] = region(np.stack([across, up, depth], -1)[height > 0] @ frame)
+    classes[height > 0] = region(np.stack([across, up, np.sqrt(height.clip(0))], -1)[height > 0] @ frame)
     palette = np.array([to_rgb(class_color(index)) for index in range(len(CLASS_COLORS))])
     painted = np.where(classes[..., None] < 0, 0.94, 0.45 * palette[classes % len(palette)] + 0.55)
-    pixels = np.concatenate([painted * (0.8 + 0.2 * depth[..., None]), (height > 0)[..., None]], -1)
+    pixels = np.concatenate([painted, (height > 0)[..., None]], -1)
     ax.imshow(pixels, origin="lower", extent=(-1.02, 1.02, -1.02, 1.02))
     if features is not None:
         points, own = _points(features, labels, 3, True, 4000)
