@@ -182,8 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
     except ModuleNotFoundError as error:
-        needed = f"needs the package {error.name!r}; pip install 'reprolib[notebooks]' brings it"
-        print(f"reprolib {chosen.command}: this command {needed}", file=sys.stderr)
+        needed = f"this command needs the package {error.name!r}; pip install 'reprolib[notebooks]' brings it"
+        # a format of files says itself what it needs
+        print(f"reprolib {chosen.command}: {error if 'pip install' in str(error) else needed}", file=sys.stderr)
         return 1
     except (ValueError, RuntimeError, OSError) as error:
         print(f"reprolib {chosen.command}: {' '.join(str(error).split())}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import struct
@@ -87,18 +88,17 @@ def decode_tensor(raw: bytes, label: str) -> torch.Tensor:
     JPEG files of 8 bits, grey or in colours, go through torchvision, which takes half the time, if it gives the same
     pixels on this machine.
     """
-    if (size := _plain_jpeg(raw)) and _torchvision_decodes_the_same():
+    if size := _plain_jpeg(raw):
         _check(size, _scans(raw), raw, label, None)
-        try:
-            return _by_torchvision(raw)
-        except RuntimeError:
-            # Pillow says what is wrong with it
-            pass
+        # what is wrong with a file is said by Pillow
+        with contextlib.suppress(RuntimeError):
+            if _torchvision_decodes_the_same():
+                return _by_torchvision(raw)
     return _by_pillow(raw, label)
 
 
 def _by_pillow(raw: bytes, label: str) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(np.asarray(decode_image(raw, label)).transpose(2, 0, 1)))
+    return torch.from_numpy(np.asarray(decode_image(raw, label)).transpose(2, 0, 1).copy())
 
 
 def _by_torchvision(raw: bytes) -> torch.Tensor:
