@@ -59,6 +59,9 @@ class FaceRecords(FaceImages):
         file.read_at_random()
         return file
 
+    def _read_ahead(self) -> None:
+        self._file.read_at_random(False)
+
     @property
     def _bytes(self) -> memoryview:
         return self._file.view
