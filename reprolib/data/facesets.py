@@ -46,9 +46,7 @@ class FaceRecords(FaceImages):
     `OSError` for one that cannot be opened; labels are there even if images are not.
     """
 
-    def __init__(
-        self, path: str | Path, skip: Collection[int] = (), index: str | Path | None = None
-    ) -> None:
+    def __init__(self, path: str | Path, skip: Collection[int] = (), index: str | Path | None = None) -> None:
         super().__init__(path, skip, index)
         if self.path.is_dir():
             self.path = self.path / "train.rec"

@@ -103,13 +103,11 @@ class PKSampler:
     "repeat", where its images come more than once in a batch, which makes pairs at distance 0 (a class with one
     image is left out then, too). `left_out` are the classes that never come.
 
-    Raises `ValueError` for P < 2, K < 2, fewer than P classes, and with "error" for such a class. Source: the batches of A. Hermans, L. Beyer, B. Leibe, "In Defense of the Triplet
-    Loss", 2017.
+    Raises `ValueError` for P < 2, K < 2, fewer than P classes, and with "error" for such a class. Source: the
+    batches of A. Hermans, L. Beyer, B. Leibe, "In Defense of the Triplet Loss", 2017.
     """
 
-    def __init__(
-        self, labels: torch.Tensor, P: int, K: int, generator: torch.Generator, few: str = "error"
-    ) -> None:
+    def __init__(self, labels: torch.Tensor, P: int, K: int, generator: torch.Generator, few: str = "error") -> None:
         labels = _checked(labels)
         check_choice(few, "few", ("error", "leave out", "repeat"))
         if P < 2 or K < 2:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from reprolib.data import DataCorrupted, pixels as pixels_module
+from reprolib.data import DataCorrupted
+from reprolib.data import pixels as pixels_module
 from reprolib.data.pixels import SIDE_LIMIT, decode_image, decode_tensor
 
 RAMP = np.tile(np.arange(0, 2**16, 257, dtype=np.uint16), (5, 1))
@@ -104,7 +105,7 @@ def test_a_decoder_with_other_pixels_is_not_used(monkeypatch):
 @pytest.mark.parametrize("cut", [3, 20, 200, 700, -40, -2])
 def test_a_jpeg_file_that_is_cut_off_is_refused_by_name(cut):
     raw = saved(Image.fromarray(np.random.default_rng(4).integers(0, 256, (40, 40, 3), dtype=np.uint8)), "JPEG")
-    with pytest.raises(DataCorrupted, match="b.jpg is no readable"):
+    with pytest.raises(DataCorrupted, match=r"b\.jpg is no readable"):
         decode_tensor(raw[:cut], "b.jpg")
 
 
@@ -120,5 +121,5 @@ def test_a_jpeg_file_of_odd_segments_is_measured_as_pillow_does():
         assert pixels_module._plain_jpeg(changed) == size
         assert torch.equal(decode_tensor(changed, "a"), expected)
     huge = raw[: frame + 5] + struct.pack(">HH", 9000, 9000) + raw[frame + 9 :]
-    with pytest.raises(DataCorrupted, match="c.jpg has 9000 x 9000 pixels, allowed are 4096 a side"):
+    with pytest.raises(DataCorrupted, match=r"c\.jpg has 9000 x 9000 pixels, allowed are 4096 a side"):
         decode_tensor(huge, "c.jpg")
