@@ -18,6 +18,7 @@ import tarfile
 import warnings
 import zipfile
 import zlib
+from array import array
 from collections.abc import Collection, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -78,35 +79,32 @@ class FaceArchives(ScannedFaces):
 
     def _scan(self) -> dict[str, np.ndarray]:
         names: list[bytes] = []
-        places: list[tuple[int, int, int, int, int]] = []
-        texts: dict[tuple[int, str], str] = {}
+        # five numbers an image, and one: lists of objects would take ten times the memory
+        places, labels = array("q"), array("q")
+        classed = False
         for number, path in enumerate(self._archives):
+            begin, texts = len(names), {}
             for ordinal, member in enumerate(scan_archive(path)):
                 # macOS puts what it knows of a file beside it under such a name
                 if member.name.rpartition("/")[2].startswith("._"):
                     continue
                 if member.name.lower().endswith(SUFFIXES):
                     names.append(os.fsencode(member.name))
-                    places.append((number, ordinal, member.offset, member.size, member.packed))
+                    places.extend((number, ordinal, member.offset, member.size, member.packed))
                 elif member.name.endswith(".cls"):
-                    texts[number, sample(member.name)] = member.text
+                    texts[sample(member.name)] = member.text
+            classed = classed or bool(texts)
+            found = (texts.get(sample(os.fsdecode(name)), "") for name in names[begin:])
+            # -1: a sample without a class is reported when it is asked for
+            labels.extend(int(text) if is_class(text) else -1 for text in found)
         if not names:
             raise DataCorrupted(f"{self.path} holds no JPEG or PNG file")
-        columns = np.array(places, np.int64)
-        order = np.arange(len(names))
-        if texts:
-            found = [
-                texts.get((place[0], sample(os.fsdecode(name)))) for place, name in zip(places, names, strict=True)
-            ]
-            # -1: a sample without a class is reported when it is asked for
-            labels = np.array([int(text) if text is not None and is_class(text) else -1 for text in found], np.int64)
-            classes = NUMBERS
-        else:
-            order = np.argsort(np.array(names), kind="stable")
-            names = [names[k] for k in order]
-            labels, classes = self._folders(names)
-        coded = np.array(names)
-        return {"names": coded, "places": columns[order], "labels": labels, "classes": classes}
+        columns, coded = np.array(places).reshape(-1, 5), np.array(names)
+        if classed:
+            return {"names": coded, "places": columns, "labels": np.array(labels), "classes": NUMBERS}
+        order = np.argsort(coded, kind="stable")
+        values, classes = self._folders([names[k] for k in order])
+        return {"names": coded[order], "places": columns[order], "labels": values, "classes": classes}
 
     def _folders(self, names: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Label of each file and the names of the classes: folders, without what all of them begin with."""
@@ -132,12 +130,12 @@ class FaceArchives(ScannedFaces):
         return f"{os.fsdecode(bytes(self._found['names'][row]))} in {archive}"
 
     @cached_property
-    def _places(self) -> np.ndarray:  # type: ignore[override]
+    def _places(self) -> np.ndarray:
         archive, ordinal = self._found["places"][:, :2].T
         return archive * (ordinal.max() + 1) + ordinal
 
     @cached_property
-    def _groups(self) -> np.ndarray:  # type: ignore[override]
+    def _groups(self) -> np.ndarray:
         # a compressed archive is one piece, another one is cut into pieces
         archive = self._found["places"][np.argsort(self._places), 0]
         whole = np.array([is_compressed_tar(path) for path in self._archives])[archive]

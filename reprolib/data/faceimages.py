@@ -78,12 +78,12 @@ class FaceImages(Dataset[tuple[torch.Tensor, int]]):
     def _read(self, row: int) -> tuple[int, bytes]:
         """Label and encoded image of image `row`."""
 
-    @property
+    @cached_property
     def _places(self) -> np.ndarray:
         """Where each image lies on the disk: files are read in this order."""
         return np.arange(len(self))
 
-    @property
+    @cached_property
     def _groups(self) -> np.ndarray:
         """What is read as one piece, in the order of `_places`: its images have the same number."""
         return np.arange(len(self)) // BLOCK
@@ -106,7 +106,7 @@ class FaceImages(Dataset[tuple[torch.Tensor, int]]):
                 with np.load(self.index) as stored:
                     if str(stored["made_of"]) == made_of:
                         return {name: stored[name] for name in stored.files if name != "made_of"}
-            except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
                 raise DataCorrupted(f"index must be a file that was made as one, got {self.index} ({error})") from error
         arrays = make()
         with open_atomic(Path(self.index)) as stream:

@@ -148,7 +148,7 @@ class FaceRecords(FaceImages):
         return f"record {self.key(row)} of {self.path}"
 
     @cached_property
-    def _places(self) -> np.ndarray:  # type: ignore[override]
+    def _places(self) -> np.ndarray:
         return self._index[1][self._images]
 
     def _label(self, row: int, value: float) -> int:

@@ -125,7 +125,7 @@ class FaceParquet(ScannedFaces):
         return f"row {place} of row group {group} of {self._paths[number]}"
 
     @cached_property
-    def _groups(self) -> np.ndarray:  # type: ignore[override]
+    def _groups(self) -> np.ndarray:
         number, group, _ = self._found["places"].T
         return number * (int(group.max()) + 1) + group
 
