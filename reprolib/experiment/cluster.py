@@ -107,7 +107,7 @@ def _make(function: bytes, row: tuple[Any, ...], here: dict[str, str]) -> Made:
 
 def _run(folder: Path) -> None:
     """In that process."""
-    from .workers import prepare
+    from .workers import _prepare as prepare
 
     function, row, here, parent = pickle.loads((folder / "call.pickle").read_bytes())
     prepare(parent)

@@ -86,7 +86,7 @@ def _in_processes(tasks: list[Any], workers: int) -> Iterator[Any]:
 
 
 def _bring_up(workers: int) -> None:
-    list(_in_processes([joblib.delayed(prepare)(os.getpid()) for _ in range(workers)], workers))
+    list(_in_processes([joblib.delayed(_prepare)(os.getpid()) for _ in range(workers)], workers))
 
 
 @functools.lru_cache(maxsize=1)
@@ -95,7 +95,7 @@ def _function(path: str) -> Callable[..., Any]:
 
 
 @functools.lru_cache(maxsize=1)
-def prepare(parent: int) -> None:
+def _prepare(parent: int) -> None:
     """Once in each process: one thread, and an end when the notebook's process `parent` ends, even if it is killed."""
     use_one_thread(torch.device("cpu"))
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
@@ -109,5 +109,5 @@ def _leave_with(parent: int) -> None:
 
 def _call(path: str, row: tuple[Any, ...], parent: int) -> None:
     # The parent may have died while this process was still loading torch.
-    prepare(parent)
+    _prepare(parent)
     _function(path)(*row)
