@@ -506,3 +506,30 @@ def test_webdataset_reads_what_is_written_here(tmp_path):
         with pytest.raises(ValueError, match=message):
             write_tars(path, images, [0] * len(images))
     assert not (tmp_path / "a.tar").exists()
+
+
+def test_what_a_stream_or_batches_cannot_be_asked_for(tmp_path):
+    faces = open_faces(folder(tmp_path))
+    for options, message in (
+        ({"buffer": 0}, "buffer must be an integer >= 1, got 0"),
+        ({"world": 0}, "world must be an integer >= 1, got 0"),
+        ({"rank": 2, "world": 2}, "rank must be an integer between 0 and 1, got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            faces.stream(0, **options)
+    with pytest.raises(ValueError, match="epoch must be an integer >= 0, got -1"):
+        faces.stream().set_epoch(-1)
+    with pytest.raises(ValueError, match="size must be an integer >= 1, got 0"):
+        faces.batches(0)
+    (tmp_path / NAMES[7]).write_bytes(encoded(7, size=(8, 9)))
+    with pytest.raises(ValueError, match=rf"{NAMES[7]} has \(height, width\) \(8, 9\), one before it \(8, 6\)"):
+        list(faces.batches(13))
+
+
+def test_an_archive_that_is_streamed_is_open_in_one_process_only(tmp_path):
+    # a stream of a compressed tar that was begun here is not continued by a worker
+    faces = FaceArchives(compressed(tmp_path))
+    assert faces.encoded(1)[0] == FILES[1]
+    loader = DataLoader(faces, batch_size=13, num_workers=1, multiprocessing_context="fork")
+    assert [place_of(image) for images, _ in loader for image in images] == list(range(COUNT))
+    assert faces.encoded(5)[0] == FILES[5]
