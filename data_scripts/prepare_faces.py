@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("source", help="any format that reprolib.data.open_faces or open_pairs reads")
     made.add_argument("target", nargs="?", help=f"ends with {converting.TARGETS}; pairs: .bin or .parquet")
     made.add_argument("--remove", metavar="FILE", help="identities to leave out, one name or number a line")
-    made.add_argument("--order", choices=converting.ORDERS, default="label", help="default: label")
+    made.add_argument("--order", choices=converting.ORDERS, default="label", help="default: label; stored is fastest")
     made.add_argument("--seed", type=int, default=0, help="of the shuffled order (default: 0)")
     made.add_argument("--landmarks", metavar="FILE", help="align by lines 'key x1 y1 ... x5 y5'")
     made.add_argument("--width", type=int, choices=(96, 112), default=112, help="of aligned images (default: 112)")

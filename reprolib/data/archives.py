@@ -161,6 +161,14 @@ class FaceArchives(ScannedFaces):
             raise DataCorrupted(f"{self._name(row)} is cut off: it ends at byte {offset + size} of {len(view)}")
         return label, bytes(view[offset : offset + size])
 
+    def rereads(self, rows: np.ndarray) -> float:
+        """1, and one more for each step back in a compressed tar."""
+        archive, ordinal = self._found["places"][rows, :2].T
+        back = (np.diff(ordinal) < 0) | (np.diff(archive) != 0)
+        packed = np.array([is_compressed_tar(path) for path in self._archives])[archive[1:]]
+        first = len(np.unique(archive)) - 1
+        return 1.0 + max(0, int((back & packed).sum()) - first)
+
     def _read_ahead(self) -> None:
         self._ahead = True
         for file in filter(None, self._open):

@@ -30,6 +30,8 @@ from reprolib.data.recordio import write_records
 
 ORDERS = ("label", "stored", "shuffled")
 TARGETS = ".rec, .tar, .zip, .parquet, .lmdb, or without a suffix for a folder"
+# more than that is no way to read a set: a small one may be
+REREADS = 100
 Points = Mapping[int | str, np.ndarray]
 
 
@@ -180,6 +182,10 @@ def write_faces(
     `ValueError` for another name and `DataCorrupted` for an image that is damaged or has no points.
     """
     target = Path(target)
+    if (times := selection.faces.rereads(selection.rows)) > REREADS:
+        raise ValueError(
+            f"order must be 'stored' for {selection.faces.path}: in another one it would be read {times:.0f} times over"
+        )
     items = _items(selection, points, width, png)
     first, second = tee(shown(items, total=len(selection.rows)) if shown else items)
     images, labels = (image for image, _ in first), (label for _, label in second)

@@ -129,6 +129,11 @@ class FaceParquet(ScannedFaces):
         number, group, _ = self._found["places"].T
         return number * (int(group.max()) + 1) + group
 
+    def rereads(self, rows: np.ndarray) -> float:
+        """Row groups that are read, in groups of the file; at least 1."""
+        reads = 1 + int((np.diff(self._groups[rows]) != 0).sum())
+        return max(1.0, reads / len(np.unique(self._groups)))
+
     def _read(self, row: int) -> tuple[int, bytes]:
         number, group, place = self._found["places"][row].tolist()
         file = self._file(number)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_facesets import CLASSES, COUNT, FILES, LABELS, NAMES, encoded, folder
+from test_facesets import CLASSES, COUNT, FILES, LABELS, NAMES, compressed, encoded, folder
 
-from reprolib.data import FacePairs, FaceRecords, load_facebin, open_faces, open_pairs, write_facebin
+from reprolib.data import FacePairs, FaceRecords, converting, load_facebin, open_faces, open_pairs, write_facebin
 from reprolib.data.alignment import TEMPLATE, align
 from reprolib.data.converting import aligned, read_landmarks, read_names, select, write_faces
 
@@ -105,6 +105,25 @@ def test_identities_are_removed_and_orders_kept(tmp_path, capsys):
         select(open_faces(path), order="random")
     with pytest.raises(ValueError, match=r"target must end with .rec, .tar, .*, got a.npz"):
         write_faces(tmp_path / "a.npz", stored)
+
+
+def test_a_set_that_cannot_be_read_in_another_order_says_so(tmp_path, monkeypatch):
+    arrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    table = arrow.table({"image": FILES, "label": [k % 2 for k in range(COUNT)]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=4)
+    # four groups: 0 0 0 0 1 1 1 1 2 2 2 2 3; by label even and odd rows, so 4 + 3 reads instead of 4
+    faces = open_faces(tmp_path / "a.parquet")
+    assert faces.rereads(select(faces).rows) == 7 / 4 and faces.rereads(select(faces, order="stored").rows) == 1
+    packed = open_faces(compressed(tmp_path))
+    assert packed.rereads(np.arange(COUNT)) == 1 and packed.rereads(np.array([3, 1, 2, 0])) == 3
+    assert open_faces(folder(tmp_path / "start")).rereads(np.array([3, 1, 2, 0])) == 1
+    monkeypatch.setattr(converting, "REREADS", 1.5)
+    with pytest.raises(ValueError, match=r"order must be 'stored' for .*a.parquet: .* would be read 2 times over"):
+        write_faces(tmp_path / "b.rec", select(faces))
+    write_faces(tmp_path / "b.rec", select(faces, order="stored"))
+    assert FaceRecords(tmp_path / "b.rec").labels.tolist() == [k % 2 for k in range(COUNT)]
 
 
 def test_damaged_images_are_left_out_if_asked_for(tmp_path, capsys):
