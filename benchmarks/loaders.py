@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +30,21 @@ from reprolib.data import FaceImages, FaceRecords, open_faces, write_lmdb, write
 from reprolib.data.converting import write_folder, write_zip
 from reprolib.data.recordio import encode_record
 
+# one image after the other, as mxnet is asked to: without a DataLoader and batches
+ALONE = "rec, one by one"
 SIZE, PEOPLE = 112, 200
 IDENTITIES = 93_000
 IMAGE_FOLDER, MXNET = "torchvision's ImageFolder", "mxnet 1.9.1"
-# one read of all images by key, decoded, in the order of a file of keys
+# at each line of its input: all images by key, decoded, one after the other
 MXNET_CODE = """
-import json, sys, time
+import json, sys
 import mxnet as mx
 records = mx.recordio.MXIndexedRecordIO(sys.argv[1] + ".idx", sys.argv[1] + ".rec", "r")
-keys = json.loads(sys.argv[2])
-for _ in range(2):
-    began = time.perf_counter()
-    for key in keys:
+for line in sys.stdin:
+    for key in json.loads(line):
         head, image = mx.recordio.unpack(records.read_idx(key))
         mx.image.imdecode(image).asnumpy()
-    seconds = time.perf_counter() - began
-print(seconds)
+    print("done", flush=True)
 """
 
 
@@ -79,6 +80,35 @@ def _sets(folder: Path, images: list[bytes], labels: list[int]) -> dict[str, Fac
     return {name.partition(".")[2] or "folder": open_faces(folder / name) for name in writers}
 
 
+@contextmanager
+def _mxnet(python: str | None, records: Path, order: list[int]) -> Iterator[dict[str, Callable[[], None]]]:
+    """What makes a process of mxnet's read all images once; nothing without its interpreter."""
+    if python is None:
+        yield {}
+        return
+    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [python, "-c", MXNET_CODE, str(records)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+    ) as process:
+
+        def read() -> None:
+            assert process.stdin is not None and process.stdout is not None
+            with suppress(BrokenPipeError):
+                process.stdin.write(f"{json.dumps(order)}\n".encode())
+            if process.stdout.readline() != b"done\n":
+                raise RuntimeError(f"--mxnet must name an interpreter that has mxnet 1.9.1, got {python}")
+
+        try:
+            yield {MXNET: read}
+        finally:
+            process.kill()
+
+
 def _all_of(data: Any, batch: int, order: list[int] | None) -> Callable[[], None]:
     def read() -> None:
         for _ in DataLoader(data, batch_size=batch, sampler=order):
@@ -100,14 +130,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         functions[IMAGE_FOLDER] = _all_of(peer, arguments.batch, order)
         # a random image of a parquet file costs its whole row group: that is no way to read one
         functions.pop("parquet, random", None)
-        seconds = alternate(functions, arguments.rounds)
-        if arguments.mxnet:
-            call = [arguments.mxnet, "-c", MXNET_CODE, str(Path(name, "a")), str(order)]
-            environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
-            ended = subprocess.run(call, env=environment, capture_output=True, text=True)
-            if ended.returncode:
-                raise RuntimeError(f"mxnet does not run: {ended.stderr.strip().splitlines()[-1:]}")
-            seconds[MXNET] = [float(ended.stdout)] * arguments.rounds
+        functions[ALONE] = lambda: [sets["rec"][k] for k in order] and None
+        with _mxnet(arguments.mxnet, Path(name, "a"), order) as original:
+            seconds = alternate(functions | original, arguments.rounds)
     peers = [other for other in (IMAGE_FOLDER, MXNET) if other in seconds]
     ours_to = {
         kind: {other: ratios(values, seconds[other]) for other in peers}

@@ -26,7 +26,7 @@ CURRENT = {
     "loaders": "large",
 }
 # of the formats these are shown
-LOADERS = ("rec, random", "folder, random", "tar, stream")
+LOADERS = ("rec, one by one", "rec, random", "tar, stream")
 SHOWN_ANGLES = (20, 35, 50, 90, 150)
 
 
