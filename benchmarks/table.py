@@ -133,7 +133,7 @@ def _search_rows(run: Document) -> list[str]:
 
 
 def _loader_rows(run: Document) -> list[str]:
-    what, seconds = f"{run['images']:,} JPEG faces of 112 x 112 into batches", run["seconds"]
+    what, seconds = f"{run['images']:,} JPEG faces of 112 x 112 read", run["seconds"]
     rows = [
         f"| {what}: {kind} | {_seconds(seconds[kind])} | {peer}: {_seconds(seconds[peer])} | {number(value)} |"
         for kind in LOADERS
