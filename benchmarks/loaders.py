@@ -1,8 +1,8 @@
 """Images a second out of each format of face sets, against torchvision's ImageFolder and the original mxnet.
 
 The same JPEG faces lie in each format; all are read in a random order, and by `stream`, in batches, in this process: by
-one core, from the system's cache. Then how long a set of 5.2 million images takes to open, and what memory that needs,
-from an index alone, as MS1MV3 has it.
+one core, from the system's cache. What is measured is processor time, in alternating rounds. Then how
+long a set of 5.2 million images takes to open, and what memory that needs, from an index alone, as MS1MV3 has it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import PILToTensor
 
-from benchmarks.kit import alternate, count, in_child, installed, mebibytes, peak_above, ratios, show, spread
+from benchmarks.kit import count, in_child, installed, mebibytes, peak_above, ratios, show, spread
 from reprolib.data import FaceImages, FaceRecords, open_faces, write_lmdb, write_parquet, write_records, write_tars
 from reprolib.data.converting import write_folder, write_zip
 from reprolib.data.recordio import encode_record
@@ -37,14 +38,15 @@ IDENTITIES = 93_000
 IMAGE_FOLDER, MXNET = "torchvision's ImageFolder", "mxnet 1.9.1"
 # at each line of its input: all images by key, decoded, one after the other
 MXNET_CODE = """
-import json, sys
+import json, sys, time
 import mxnet as mx
 records = mx.recordio.MXIndexedRecordIO(sys.argv[1] + ".idx", sys.argv[1] + ".rec", "r")
 for line in sys.stdin:
-    for key in json.loads(line):
+    keys, began = json.loads(line), time.process_time()
+    for key in keys:
         head, image = mx.recordio.unpack(records.read_idx(key))
         mx.image.imdecode(image).asnumpy()
-    print("done", flush=True)
+    print(time.process_time() - began, flush=True)
 """
 
 
@@ -81,7 +83,7 @@ def _sets(folder: Path, images: list[bytes], labels: list[int]) -> dict[str, Fac
 
 
 @contextmanager
-def _mxnet(python: str | None, records: Path, order: list[int]) -> Iterator[dict[str, Callable[[], None]]]:
+def _mxnet(python: str | None, records: Path, order: list[int]) -> Iterator[dict[str, Callable[[], float]]]:
     """What makes a process of mxnet's read all images once; nothing without its interpreter."""
     if python is None:
         yield {}
@@ -96,17 +98,24 @@ def _mxnet(python: str | None, records: Path, order: list[int]) -> Iterator[dict
         bufsize=0,
     ) as process:
 
-        def read() -> None:
+        def read() -> float:
             assert process.stdin is not None and process.stdout is not None
             with suppress(BrokenPipeError):
                 process.stdin.write(f"{json.dumps(order)}\n".encode())
-            if process.stdout.readline() != b"done\n":
+            if not (seconds := process.stdout.readline()):
                 raise RuntimeError(f"--mxnet must name an interpreter that has mxnet 1.9.1, got {python}")
+            return float(seconds)
 
         try:
             yield {MXNET: read}
         finally:
             process.kill()
+
+
+def _processor(read: Callable[[], Any]) -> float:
+    began = time.process_time()
+    read()
+    return time.process_time() - began
 
 
 def _all_of(data: Any, batch: int, order: list[int] | None) -> Callable[[], None]:
@@ -132,7 +141,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         functions.pop("parquet, random", None)
         functions[ALONE] = lambda: [sets["rec"][k] for k in order] and None
         with _mxnet(arguments.mxnet, Path(name, "a"), order) as original:
-            seconds = alternate(functions | original, arguments.rounds)
+            timed = {kind: partial(_processor, read) for kind, read in functions.items()} | original
+            seconds: dict[str, list[float]] = {kind: [] for kind in timed}
+            for round_ in range(arguments.rounds + 1):
+                for kind, read in timed.items():
+                    took = read()
+                    # the first round is not counted
+                    seconds[kind] += [took] if round_ else []
     peers = [other for other in (IMAGE_FOLDER, MXNET) if other in seconds]
     ours_to = {
         kind: {other: ratios(values, seconds[other]) for other in peers}
