@@ -14,7 +14,7 @@ WORKERS ?= auto
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-PACKAGES := --constraint constraints.txt --editable ".[notebooks,test,bench,dev]"
+PACKAGES := --constraint constraints.txt --editable ".[notebooks,test,bench,dev,data]"
 
 # Compiled modules are kept, whatever the user's setting: else each of the many kernels would compile torch again.
 export PYTHONDONTWRITEBYTECODE :=

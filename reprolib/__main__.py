@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--results", metavar="DIR", help="folder of the results (default: results/)")
     run.add_argument("--save-outputs", action="store_true", help="put the outputs into the notebooks")
     run.add_argument("--at-once", type=_count, default=1, metavar="N", help="notebooks at the same time (default: 1)")
+    run.add_argument("--dask", metavar="ADDRESS", help="make the runs on the cluster of this Dask scheduler")
     run.set_defaults(action=_run)
 
     report = commands.add_parser("report", help="table of the recorded results, also written as Markdown")
@@ -87,6 +88,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from reprolib.experiment.parameters import parse_overrides
     from reprolib.experiment.runner import run_notebooks
 
+    if arguments.dask:
+        from reprolib.experiment import cluster
+
+        with cluster.connected(arguments.dask):
+            os.environ[cluster.VARIABLE] = arguments.dask
     outcomes = run_notebooks(
         arguments.notebooks,
         arguments.profile,
@@ -182,8 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
     except ModuleNotFoundError as error:
-        needed = f"needs the package {error.name!r}; pip install 'reprolib[notebooks]' brings it"
-        print(f"reprolib {chosen.command}: this command {needed}", file=sys.stderr)
+        needed = f"this command needs the package {error.name!r}; pip install 'reprolib[notebooks]' brings it"
+        # a format of files says itself what it needs
+        print(f"reprolib {chosen.command}: {error if 'pip install' in str(error) else needed}", file=sys.stderr)
         return 1
     except (ValueError, RuntimeError, OSError) as error:
         print(f"reprolib {chosen.command}: {' '.join(str(error).split())}", file=sys.stderr)
