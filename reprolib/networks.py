@@ -76,7 +76,7 @@ def sphere(
 
 
 def resnet27(embedding_dim: int, image_shape: tuple[int, int, int] = (3, 112, 96)) -> EmbeddingNet:
-    """27 convolutions of 3x3: 32 and 64, 128, 256, 512 channels without padding, each stage pooled 2/2, then its units."""
+    """27 convolutions of 3x3: 32, then 64 to 512 channels without padding, each pooled 2/2 and followed by units."""
     layers: list[nn.Module] = [_caffe_xavier(nn.Conv2d(image_shape[0], 32, 3)), nn.PReLU(32)]
     channels, (height, width) = 32, (side - 2 for side in image_shape[1:])
     for planes, count in zip((64, 128, 256, 512), RESNET27_UNITS, strict=True):

@@ -1,4 +1,4 @@
-"""The papers' networks: layers and parameters counted anew from the papers' tables, and numbers that others published."""
+"""The papers' networks: layers and parameters counted anew from the papers' tables, and what others published."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_each_network_embeds_and_learns(name):
 
 
 def test_refusals_name_what_is_wrong():
-    with pytest.raises(ValueError, match="network must be one of 'sphere4'.*got 'vgg'"):
+    with pytest.raises(ValueError, match=r"network must be one of 'sphere4'.*got 'vgg'"):
         networks.build("vgg", 8, (3, 112, 96))
     with pytest.raises(ValueError, match="options of sphere20 must be among none, got 'dropout'"):
         networks.build("sphere20", 8, (3, 112, 96), dropout=0.1)
