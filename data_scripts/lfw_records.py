@@ -1,4 +1,4 @@
-"""Writes LFW as `reprolib train` reads it: train.rec, 48 x 48 grey, without the people of a fold, and that fold's pairs.
+"""Writes LFW for `reprolib train`: train.rec, 48 x 48 grey, without the people of a fold, and that fold's pairs.
 
     python data_scripts/lfw_records.py data/lfw48 [FOLD]
 

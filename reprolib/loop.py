@@ -47,7 +47,8 @@ from reprolib.training import (
 )
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
-NAMED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP: the terminal was closed
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 def prepare(images: Tensor, crop: tuple[int, int] | None, grey: bool) -> Tensor:
@@ -105,7 +106,7 @@ class Outcome:
 
 
 class Stop:
-    """SIGINT and SIGTERM within it ask for an end at the end of the step; the second one ends at once."""
+    """Ctrl-C and SIGTERM within it ask for an end at the end of the step; the second one ends at once."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -116,11 +117,12 @@ class Stop:
         self.number = number
 
     def __enter__(self) -> Stop:
-        self._before = {}
-        # signals can be caught in the main thread only
+        self._before: dict[int, Any] = {}
+        # signals can be caught in the main thread only; nohup has SIGHUP ignored
         with contextlib.suppress(ValueError):
-            for number in NAMED_SIGNALS:
-                self._before[number] = signal.signal(number, self._ask)
+            for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -140,7 +142,7 @@ class Stop:
 def processes(device: str | None = None) -> Iterator[torch.device]:
     """This process's device, and torch.distributed joined if `torchrun` started several processes."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized()
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device in (None, "auto") else str(device)
     place = torch.device(kind)
     if place.type == "cuda" and place.index is None:
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
