@@ -100,7 +100,7 @@ def settings(folder: Path, output: str, **changes: Any) -> config.RunConfig:
     """A run of 12 steps on `write_faces`' images; `changes` are dotted names with `__` for the dot."""
     values: dict[str, Any] = {
         "data": {"path": str(folder / "train.rec")},
-        "network": {"name": "sphere4", "embedding_dim": 16},
+        "network": {"name": "compact", "embedding_dim": 16, "widths": [8, 16], "kernels": [3, 3], "hidden": 32},
         "loss": {"name": "arcface", "scale": 12.0, "margin": 0.3},
         "training": {
             "steps": 12,

@@ -27,6 +27,8 @@ from reprolib.loop import LOG, prepare, read_checkpoint, train
 from reprolib.training import embed, fit
 
 ROOT = Path(__file__).resolve().parents[1]
+# neither: what a process makes of its part of a batch depends on nothing else
+PLAIN = {"network": {"name": "sphere4", "embedding_dim": 16}}
 # what draws random numbers and what has buffers: dropout, BatchNorm
 RESIDUAL = {"network": {"name": "residual", "embedding_dim": 16, "widths": [4, 8], "dropout": 0.2}}
 
@@ -116,13 +118,13 @@ def test_stopped_by_sigterm_and_resumed_is_uninterrupted_bit_for_bit(faces, kind
 
 def test_evaluation_bf16_progress_and_verify(faces, capfd):
     changes = {"evaluation": {"sets": [str(faces / "pairs.bin")], "every": 6}, "training__bf16": True}
-    outcome = run(faces, "run", **changes, training__steps=30, training__lr=0.1)
+    outcome = run(faces, "run", **changes, training__steps=30)
     err = capfd.readouterr().err
-    assert "arcface, sphere4 (" in err and "56 images of 7 people, 30 steps of 16 images, 1 process(es) on cpu" in err
-    assert re.search(r"step 28 of 30: loss [\d.]+, lr [\d.e-]+, [\d,]+ images a second, 00:0\d left", err)
+    assert "arcface, compact (" in err and "56 images of 7 people, 30 steps of 16 images, 1 process(es) on cpu" in err
+    assert re.search(r"step 28 of 30: loss [\d.]+, lr [\d.e-]+, [\d,]+ images a second, \d\d:\d\d left", err)
     lines = [json.loads(line) for line in (faces / "run" / LOG).read_text().splitlines()]
     assert [line["step"] for line in lines if "set" in line] == [6, 12, 18, 24, 30]
-    assert outcome.results == {"pairs": lines[-1]["exact"]} and outcome.results["pairs"] > 0.9
+    assert outcome.results == {"pairs": lines[-1]["exact"]} and outcome.results["pairs"] > 0.75
     # the embeddings of a folder, judged by the command, are those of the evaluation
     pairs = load_facebin(faces / "pairs.bin")
     (faces / "images").mkdir()
@@ -139,7 +141,7 @@ def test_evaluation_bf16_progress_and_verify(faces, capfd):
 
 
 def test_embeddings_of_a_folder_are_the_networks(faces):
-    run(faces, "run", data__grey=True, data__crop=[22, 20], evaluation={"flip_sum": False})
+    run(faces, "run", data__grey=True, data__crop=[22, 20], evaluation={"flip_sum": False}, training__steps=2, **PLAIN)
     state = read_checkpoint(faces / "run" / "checkpoint.pt")
     assert state["shape"] == [1, 22, 20]
     (faces / "images" / "deep").mkdir(parents=True)
@@ -213,7 +215,7 @@ def processes(world: int, *arguments) -> None:
 
 def test_two_processes_train_as_one(faces):
     """A network without BatchNorm and dropout, whose batches do not depend on their division."""
-    changes = {"evaluation": {"sets": [str(faces / "pairs.bin")]}, "training__clip_norm": 0.5}
+    changes = {"evaluation": {"sets": [str(faces / "pairs.bin")]}, "training__clip_norm": 0.5, **PLAIN}
     run(faces, "one", **changes)
     processes(2, faces, "two", changes)
     assert_same(final(faces, "one"), final(faces, "two"), 2e-5)
@@ -222,9 +224,8 @@ def test_two_processes_train_as_one(faces):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_resume_from_two_processes_on_four_and_one(faces, kind):
-    # BatchNorm's statistics are of a process's own part, Partial FC's draws of its own classes
-    changes = {**KINDS[kind], "network": {"name": "sphere4", "embedding_dim": 16}, "loss__sample_rate": None}
-    changes = {key: value for key, value in changes.items() if value is not None}
+    # Partial FC draws in each process's own classes: at the rate 1 it is the same whatever their number
+    changes = {**KINDS[kind], **PLAIN} | ({"loss__sample_rate": 1.0} if kind == "partial_fc" else {})
     run(faces, "whole", **changes)
     processes(2, faces, "parts", changes, 7)
     assert int(final(faces, "parts")["step"]) == 7
