@@ -1,8 +1,9 @@
 """A loss over several processes of torch.distributed: each holds its images and its share of the classes.
 
 With W processes, b images on each and N = W b, process r holds the rows of the class weights in its block. It gathers
-the N features (N d numbers) and makes the logits of its own classes, N C / W of them. Three more numbers a sample are
-exchanged: with O_r the other classes in block r, top_i the largest logit of the other classes,
+the N features (N d numbers) and makes the logits of its own classes, a few matrices of N x C / W by automatic
+differentiation (the head of one process, which holds no whole one, is :mod:`reprolib.losses.fused`). Three more
+numbers a sample are exchanged: with O_r the other classes in block r, top_i the largest logit of the other classes,
 
     top_i = max_r max_{j in O_r} z_ij        total_i = sum_r sum_{j in O_r} e^{z_ij - top_i}       z_iy from its block
     L = (1/N) sum_i log(1 + e^{others_i - z_iy}),        others_i = top_i + log total_i
@@ -56,7 +57,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        gradient = gradients[0].contiguous()
+        # a copy: the sum is made in place
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
         if ctx.parts:
             distributed.all_reduce(gradient)
         return gradient[rank() * ctx.count : (rank() + 1) * ctx.count], None
