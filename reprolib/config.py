@@ -117,7 +117,8 @@ class RunConfig:
 
     `loss` is a name of :data:`HEADS` or :data:`IN_BATCH` with the hyper-parameters of that class; beside them
     `annealing` (a preset's name, or base, gamma, power, minimum), `sample_rate` and `corrected` (Partial FC), `center`
-    (weight, alpha, update). `per_class` images of each class make a batch; None: shuffled images.
+    (weight, alpha, update). `per_class` images of each class make a batch; None: shuffled images. `paper` holds the
+    notebook of the paper, as "05", and the accuracy in percent that it reports for a set, by the set's file name.
     """
 
     data: Data
@@ -128,6 +129,7 @@ class RunConfig:
     evaluation: Evaluation = field(default_factory=Evaluation)
     per_class: int | None = None
     nesterov: bool = True
+    paper: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     log_every: int = 100
     checkpoint_every: int = 1000
@@ -146,6 +148,13 @@ class RunConfig:
                 raise ValueError(
                     f"batch_size must be a multiple of per_class, {self.per_class}, got {self.training.batch_size}"
                 )
+        if not isinstance(self.paper, dict):
+            raise ValueError(f"paper must be a section of keys and values, got {self.paper!r}")
+        for name, value in self.paper.items():
+            if name == "notebook":
+                _check_text(value, "paper.notebook")
+            else:
+                check_number(value, f"paper.{name}", high=100.0, closed=True)
         make_loss(self.loss, 4, 4)
 
     def identity(self) -> dict[str, Any]:

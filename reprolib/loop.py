@@ -46,7 +46,7 @@ from reprolib.training import (
     ramp,
 )
 
-CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
+CHECKPOINT, LOG, RESULT = "checkpoint.pt", "log.jsonl", "result.json"
 # SIGHUP: the terminal was closed
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -294,6 +294,15 @@ class Run:
         with open_atomic(Path(self.config.output) / LOG) as stream:
             stream.write("".join(f"{json.dumps(line)}\n" for line in self.history).encode())
 
+    def write_result(self) -> None:
+        """What the finished run found on each set, beside what its paper reports: a notebook reads it."""
+        last = {line["set"]: line for line in self.history if "set" in line}
+        keys = ("exact", "low", "high", "facenet")
+        sets = {name: {key: line[key] for key in keys} for name, line in last.items()}
+        document = {"steps": self.total, "seed": self.config.seed, "paper": self.config.paper, "sets": sets}
+        with open_atomic(Path(self.config.output) / RESULT) as stream:
+            stream.write(f"{json.dumps(document, indent=1)}\n".encode())
+
     def resume(self) -> int:
         """The step to go on from; the state is that of the checkpoint, if there is one."""
         if not self.checkpoint.path.exists():
@@ -447,7 +456,9 @@ class Run:
                     line |= {"low": float(result.accuracy.low), "high": float(result.accuracy.high)}
                     text = f"{result.accuracy.text(percent=True)} %"
             self.history.append(line)
-            self.say(f"step {done} of {self.total}: {name} {text}, insightface's threshold {100 * line['facenet']:.2f}")
+            paper = f", the paper {self.config.paper[name]:g}" if name in self.config.paper else ""
+            facenet = f"by insightface's threshold {100 * line['facenet']:.2f}"
+            self.say(f"step {done} of {self.total}: {name} {text}, {facenet}{paper}")
         return found
 
 
@@ -540,6 +551,8 @@ def train(
             number = stop.agreed()
             if number or ended or done % config.checkpoint_every == 0:
                 run.save(done)
+            if ended and run.rank == 0:
+                run.write_result()
             if number and not ended:
                 outcome.stopped = number
                 run.say(

@@ -23,6 +23,7 @@ from reprolib.config import make_loss, parse
 from reprolib.data import load_facebin, open_faces
 from reprolib.embeddings import embed_folder
 from reprolib.experiment.strict_yaml import read_yaml
+from reprolib.experiment.trained import trained_rows
 from reprolib.loop import LOG, prepare, read_checkpoint, train
 from reprolib.training import embed, fit
 
@@ -118,8 +119,10 @@ def test_stopped_by_sigterm_and_resumed_is_uninterrupted_bit_for_bit(faces, kind
 
 def test_evaluation_bf16_progress_and_verify(faces, capfd):
     changes = {"evaluation": {"sets": [str(faces / "pairs.bin")], "every": 6}, "training__bf16": True}
-    outcome = run(faces, "run", **changes, training__steps=30)
+    outcome = run(faces, "run", **changes, training__steps=30, paper={"notebook": "05", "pairs": 99.5})
     err = capfd.readouterr().err
+    assert ", the paper 99.5" in err
+    assert [row[1:3] for row in trained_rows("05_arcface", faces)] == [["pairs", 99.5]]
     assert "arcface, compact (" in err and "56 images of 7 people, 30 steps of 16 images, 1 process(es) on cpu" in err
     assert re.search(r"step 28 of 30: loss [\d.]+, lr [\d.e-]+, [\d,]+ images a second, \d\d:\d\d left", err)
     lines = [json.loads(line) for line in (faces / "run" / LOG).read_text().splitlines()]
@@ -173,6 +176,7 @@ def test_what_cannot_be_is_refused_in_one_line_with_status_2(faces, capsys):
         (*whole, "training.steps=a"): "steps must be an integer, got 'a'",
         (*whole, "data.path=/nowhere.rec"): "nowhere.rec",
         (*whole, "training.batch_size=500"): "batch_size must be at most the number of images, 56",
+        (*whole, "paper={lfw: 101}"): "paper.lfw must be a finite number in [0, 100], got 101",
         (*whole, "per_class=3"): "batch_size must be a multiple of per_class",
         (*whole, "seed"): "must be given as -p name=value",
     }
