@@ -90,9 +90,13 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _leave_signals_alone(worker: int) -> None:
-    """In a worker of a loader: Ctrl-C is for the process that waits for it, SIGTERM ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """In a worker of a loader: a signal to all processes of a job must not end it before its run has stopped.
+
+    It ends when the loader or the process that it works for does.
+    """
+    for name in SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 @dataclass

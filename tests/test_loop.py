@@ -237,6 +237,36 @@ def test_resume_from_two_processes_on_four_and_one(faces, kind):
     assert_same(final(faces, "whole"), final(faces, "parts"), 2e-5)
 
 
+@pytest.mark.slow
+def test_a_signal_to_all_processes_of_the_command_leaves_a_checkpoint(faces):
+    """As a terminal, torchrun and a cluster send it: to the workers of the loader, too."""
+    values = {
+        "data": {"path": str(faces / "train.rec"), "workers": 2},
+        "network": {"name": "compact", "embedding_dim": 16},
+        "loss": {"name": "arcface"},
+        "training": {"steps": 100_000, "batch_size": 16},
+        "output": str(faces / "run"),
+        "log_every": 20,
+    }
+    (faces / "run.yaml").write_text(json.dumps(values))
+    command = [sys.executable, "-m", "reprolib", "train", str(faces / "run.yaml")]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        child = subprocess.Popen(
+            command, env=ranks.environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert child.stderr is not None
+        seen = ""
+        while "loss" not in seen:
+            seen = child.stderr.readline()
+            assert seen, "the command ended"
+        os.killpg(child.pid, number)
+        rest = child.stderr.read()
+        assert child.wait(60) == 128 + number
+        (said,) = re.findall(rf"stopped by {number.name} after step (\d+);", rest)
+        assert "Traceback" not in rest
+        assert read_checkpoint(faces / "run" / "checkpoint.pt")["step"] == int(said) >= 20
+
+
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
