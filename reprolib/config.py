@@ -148,11 +148,11 @@ class RunConfig:
                 raise ValueError(
                     f"batch_size must be a multiple of per_class, {self.per_class}, got {self.training.batch_size}"
                 )
-        name = self.loss.get("name")
-        if name in IN_BATCH and (self.per_class is None or (name == "n_pair" and self.per_class != 2)):
-            needed = "2" if name == "n_pair" else "given"
+        loss = self.loss.get("name")
+        if loss in IN_BATCH and (self.per_class is None or (loss == "n_pair" and self.per_class != 2)):
+            needed = "2" if loss == "n_pair" else "given"
             raise ValueError(
-                f"per_class must be {needed} for {name}, which compares within a batch, got {self.per_class}"
+                f"per_class must be {needed} for {loss}, which compares within a batch, got {self.per_class}"
             )
         if not isinstance(self.paper, dict):
             raise ValueError(f"paper must be a section of keys and values, got {self.paper!r}")
