@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import ranks
 import torch
-from torch import multiprocessing
+from torch import distributed, multiprocessing
 
-from reprolib.sharded import block, rank, world_size
+from reprolib.losses import ASoftmax, CosFace, PartialFC, SampledSoftmax
+from reprolib.sharded import ShardedLoss, block, rank, world_size
 
 
 def expected(name: str, plain: bool) -> dict:
@@ -49,3 +50,38 @@ def test_blocks_cover_all_rows_in_order():
         assert [row for rows in blocks for row in range(rows.start, rows.stop)] == list(range(count))
         assert blocks[0].stop - (blocks[3].stop - blocks[3].start) in (0, 1)
     assert (rank(), world_size()) == (0, 1)
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A group of one process."""
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.4])
+@pytest.mark.parametrize("corrected", [False, True])
+def test_partial_fc_draws_the_same_classes_and_gives_the_same_gradient(alone, rate, corrected):
+    for labels in (ranks.batch()[1], torch.full((ranks.BATCH,), 3)):
+        found = []
+        for wrap in (lambda loss: loss, ShardedLoss):
+            torch.manual_seed(0)
+            sampler = PartialFC(rate, corrected=corrected, seed=4)
+            loss = CosFace(ranks.IN_FEATURES, ranks.CLASSES, margin=0.2, scale=9.0, sampler=sampler).double()
+            x = ranks.batch()[0].requires_grad_()
+            value = wrap(loss)(x, labels)
+            value.backward()
+            found.append((value.detach(), x.grad, loss.weight.grad))
+        for one, other in zip(*found, strict=True):
+            assert bool(one.isfinite().all()) and float((one - other).abs().max()) <= 1e-10
+
+
+def test_what_several_processes_cannot_do_is_refused(alone):
+    for loss, message in (
+        (ASoftmax(4, 6, gradient="caffe"), "must be trained by one process"),
+        (CosFace(4, 6, sampler=SampledSoftmax(3)), "sampler must be PartialFC"),
+        (CosFace(4, 6, drop=2.0**-12), "drop and sparse_grad must be off"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ShardedLoss(loss)
