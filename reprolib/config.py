@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -107,6 +108,9 @@ class Evaluation:
             raise ValueError(f"evaluation.sets must be a list of files, got {self.sets!r}")
         for path in self.sets:
             _check_text(path, "evaluation.sets")
+        names = [Path(path).stem for path in self.sets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"evaluation.sets must have different file names, got {', '.join(names)}")
         check_count(self.every, "evaluation.every")
         _check_bool(self.flip_sum, "evaluation.flip_sum")
 

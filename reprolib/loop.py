@@ -245,6 +245,8 @@ class Run:
         run = {name: digest(part) for name, part in config.identity().items()}
         run |= {"images": digest(self.labels, self.num_classes, self.shape)}
         self.checkpoint = Checkpoint(Path(config.output) / CHECKPOINT, run, ())
+        # a folder that cannot be made is found now, not at the first checkpoint
+        Path(config.output).mkdir(parents=True, exist_ok=True)
 
     def say(self, text: str) -> None:
         """A line on stderr, from one process."""
@@ -555,14 +557,14 @@ def train(
             number = stop.agreed()
             if number or ended or done % config.checkpoint_every == 0:
                 run.save(done)
-            if ended and run.rank == 0:
-                run.write_result()
             if number and not ended:
                 outcome.stopped = number
                 run.say(
                     f"stopped by {signal.Signals(number).name} after step {done}; the same command goes on from there"
                 )
                 break
+        if outcome.step == run.total and run.rank == 0:
+            run.write_result()
         if writer is not None:
             writer.close()
         return outcome

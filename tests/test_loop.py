@@ -179,6 +179,7 @@ def test_what_cannot_be_is_refused_in_one_line_with_status_2(faces, capsys):
         (*whole, "paper={lfw: 101}"): "paper.lfw must be a finite number in [0, 100], got 101",
         (*whole, "loss={name: n_pair, l2_weight: 0.01}", "per_class=4"): "per_class must be 2 for n_pair",
         (*whole, "loss={name: triplet_semi_hard, margin: 0.2}"): "per_class must be given for triplet_semi_hard",
+        (*whole, "evaluation={sets: [a/lfw.bin, b/lfw.bin]}"): "evaluation.sets must have different file names",
         (*whole, "per_class=3"): "batch_size must be a multiple of per_class",
         (*whole, "seed"): "must be given as -p name=value",
     }
