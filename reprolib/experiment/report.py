@@ -28,7 +28,10 @@ def load_records(profile: str | None = None) -> list[Document]:
             paths |= {path.stem: (path, committed) for path in (folder / name).glob("*.json")}
         if paths:
             return [{**read_record(path), "committed": committed} for _, (path, committed) in sorted(paths.items())]
-    raise UsageError(f"there is no record of profile {profile or BASE!r} yet; run the notebooks first")
+    where = f"in {results_folder()} or {reference_folder()}"
+    raise UsageError(
+        f"there is no record of profile {profile or BASE!r} {where}; run the notebooks of the repository first"
+    )
 
 
 def compared(document: Document) -> Comparison | None:
