@@ -28,6 +28,7 @@ from .paths import UsageError, cache_folder, results_folder, write_atomically
 from .record import Record, TableView, checks_view, claims_view, dumps, table_view
 from .reference import load_reference
 from .runs import LINED_PROFILES, RunLines, runs_file
+from .trained import TRAINED_COLUMNS, trained_rows
 from .workers import call_each, start_processes, use_one_thread, worker_count
 
 __all__ = ["Experiment", "UsageError", "start"]
@@ -182,6 +183,9 @@ class Experiment:
         Raises RuntimeError when a declared claim was not judged or a check did not pass; nothing is written
         then.
         """
+        if self.profile == "paper" and (rows := trained_rows(self.notebook)):
+            # what `reprolib train` found at the papers' own scale
+            print(self.table("paper-scale", "The papers' scale, by reprolib train", TRAINED_COLUMNS, rows))
         if missing := self.record.unfinished():
             raise RuntimeError(f"{self.notebook} cannot be recorded: {missing}")
         document = {
