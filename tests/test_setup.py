@@ -22,6 +22,7 @@ from reprolib import _arithmetic
 
 ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = ("notebooks", "test", "bench", "dev")
+BOOK = "book"  # asked for by `make book` alone
 # What is imported under another name than its package's.
 PACKAGES = {"xdist": "pytest-xdist", "sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "IPython": "ipython"}
 LIBRARY = ("losses", "theory", "data", "evaluation", "models.py", "training.py", "optim.py", "verify.py", "_checks.py")
@@ -42,7 +43,7 @@ def project() -> dict:
 @pytest.fixture(scope="module")
 def requirements(project) -> dict[str, Requirement]:
     extras = project["project"]["optional-dependencies"]
-    lines = [*project["project"]["dependencies"], *(line for extra in extras.values() for line in extra)]
+    lines = [*project["project"]["dependencies"], *(line for extra in EXTRAS for line in extras[extra])]
     found: dict[str, Requirement] = {}
     for one in map(Requirement, lines):
         # a package that two extras ask for is asked for in the same way
@@ -94,7 +95,7 @@ def imported(*paths: Path, everywhere: bool = True) -> set[str]:
 def test_what_is_imported_is_declared(project, requirements):
     library = {canonicalize_name(Requirement(line).name) for line in project["project"]["dependencies"]}
     extras = project["project"]["optional-dependencies"]
-    assert tuple(extras) == EXTRAS
+    assert tuple(extras) == (*EXTRAS, BOOK)
     assert library >= {
         canonicalize_name(name) for name in imported(*(ROOT / "reprolib" / part for part in LIBRARY), everywhere=False)
     }
@@ -108,7 +109,7 @@ def test_what_is_imported_is_declared(project, requirements):
 
 def test_the_source_distribution_holds_the_repository():
     manifest = (ROOT / "MANIFEST.in").read_text(encoding="utf-8")
-    for name in ("notebooks", "data_scripts", "reference", "tests", "benchmarks", "conftest.py", "Makefile"):
+    for name in ("notebooks", "data_scripts", "reference", "tests", "benchmarks", "book", "conftest.py", "Makefile"):
         assert name in manifest
     for name in ("CITATION.cff", "CHANGELOG.md", "CONTRIBUTING.md", "MANIFEST.in", ".pre-commit-config.yaml"):
         assert (ROOT / name).is_file()
@@ -173,6 +174,15 @@ def test_each_requirement_has_one_exact_pin_that_satisfies_it(requirements, pins
         assert requirement.specifier.contains(versions[name]), f"{name}=={versions[name]}"
 
 
+def test_what_the_book_needs_is_pinned_once(project, pins):
+    versions = {canonicalize_name(pin.name): pin for pin in pins}
+    for line in project["project"]["optional-dependencies"][BOOK]:
+        wanted, pin = Requirement(line), versions[canonicalize_name(Requirement(line).name)]
+        (specifier,) = pin.specifier
+        assert wanted.specifier.contains(specifier.version)
+        assert pin.marker is None or pin.marker.evaluate(environment("3.11.2"))
+
+
 def test_the_profiles_are_shipped_with_the_package(project):
     (pattern,) = project["tool"]["setuptools"]["package-data"]["reprolib.experiment"]
     shipped = {path.stem for path in (ROOT / "reprolib" / "experiment").glob(pattern)}
@@ -207,7 +217,7 @@ def test_continuous_integration_is_make_test():
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize("target", ["reproduce", "test", "test-slow", "lint", "lines", "clean"])
+@pytest.mark.parametrize("target", ["reproduce", "test", "test-slow", "lint", "lines", "book", "clean"])
 def test_make_knows_its_targets(target):
     command = ["make", "--dry-run", target]
     dry = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
