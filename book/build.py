@@ -63,7 +63,7 @@ def records() -> dict[str, Document]:
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         files = [ROOT / "reference" / profile / f"{path.stem}.json" for profile in PROFILES]
         if file := next((file for file in files if file.exists()), None):
-            found[path.stem] = read_record(file)
+            found[path.stem] = {**read_record(file), "committed": True}
     return found
 
 
@@ -239,6 +239,7 @@ def gather_static(folder: Path) -> None:
     # A script and not a file to be fetched: it works from a folder on the reader's disk, too.
     (folder / "scores.js").write_text(f"const SCORES = {json.dumps(scores)};\n", encoding="utf-8")
     shutil.copytree(ROOT / "reference" / "gallery", folder / "gallery")
+    (folder / "report.html").write_text(report.html_report(list(records().values())), encoding="utf-8")
     package = mathjax_folder()
     (folder / "mathjax").mkdir()
     shutil.copy(package / "tex-chtml-full.js", folder / "mathjax")

@@ -230,7 +230,20 @@ async def look(program: str, folder: Path, screenshots: Path | None) -> tuple[li
                         screenshots.mkdir(parents=True, exist_ok=True)
                         file = screenshots / f"{name.replace('/', '-')}-{width}-{theme}.png"
                         file.write_bytes(base64.b64decode(shot["data"]))
+        found += await search(page, folder)
     return found, equations
+
+
+async def search(page: Browser, folder: Path) -> list[str]:
+    """What is wrong with the search, if the book has one."""
+    if not (folder / "search.html").exists():
+        return []
+    await page.open(f"{(folder / 'search.html').as_uri()}?q=simplex")
+    for _ in range(100):
+        if await page.evaluate("document.querySelectorAll('ul.search li a').length"):
+            return complaints(page.events, folder)
+        await asyncio.sleep(0.1)
+    return ["the search finds nothing for simplex"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -61,7 +61,7 @@ def mathjax_folder() -> Path:
 
 def plain_text(text: str) -> str:
     """A paragraph of a docstring in which bars, stars and trailing underscores outside of code mean themselves."""
-    parts = re.split(r"(``.+?``|:\w+:`.+?`|`.+?`)", text, flags=re.DOTALL)
+    parts = re.split(r"(``.+?``|:\w+:`.+?`|`.+?`|(?<!\S)\*\w+\*(?!\w))", text, flags=re.DOTALL)
     for at in range(0, len(parts), 2):
         parts[at] = re.sub(r"([|*`])", r"\\\1", re.sub(r"(?<=\w)_(?!\w)", r"\\_", parts[at]))
     return "".join(parts)

@@ -111,7 +111,7 @@ function marginExplorer() {
     both(drawing(parts.drawings, "slope dφ/dcos θ", axis, { low: -4, high: 8 }), slope);
     const strongest = Math.max(s, ...angles.map((t) => pull(t, m1, m2, m3, s, C)));
     both(drawing(parts.drawings, "pull s(1 − p) sin θ |D|", axis, { low: 0, high: strongest }), (t, a, b, c) => pull(t, a, b, c, s, C));
-    const plane = drawing(parts.drawings, "boundaries: φ(θ₁) = cos θ₂ and the reverse", { low: 0, high: 180, name: "θ₁ in degrees" }, { low: 0, high: 180 });
+    const plane = drawing(parts.drawings, "boundaries in the plane of θ₁ and θ₂", { low: 0, high: 180, name: "θ₁ in degrees" }, { low: 0, high: 180 });
     plane.curve([[0, 0], [180, 180]], "plain");
     // beyond m1 theta + m2 = pi the target function turns
     const falling = angles.filter((t) => m1 * t + m2 <= Math.PI);
@@ -190,8 +190,9 @@ function thresholdExplorer() {
     parts.drawings.replaceChildren();
     const total = (counts) => counts.reduce((sum, one) => sum + one, 0);
     const shares = (counts) => counts.map((one, step) => [-1 + (2 * step + 1) / steps, (one * steps) / 2 / total(counts)]);
-    const highest = Math.max(...shares(genuine).map(([, y]) => y), ...shares(impostor).map(([, y]) => y));
-    const humps = drawing(parts.drawings, "density of the scores", { low: -1, high: 1, name: "cosine of a pair" }, { low: 0, high: highest });
+    // the genuine scores crowd near 1: what is higher than three times the impostors' peak is cut off
+    const highest = 3 * Math.max(...shares(impostor).map(([, y]) => y));
+    const humps = drawing(parts.drawings, "density of the scores, cut off above", { low: -1, high: 1, name: "cosine of a pair" }, { low: 0, high: highest });
     humps.curve(shares(impostor), "second");
     humps.curve(shares(genuine), "first");
     humps.upright(at.value, "plain");
@@ -202,7 +203,7 @@ function thresholdExplorer() {
     errors.curve(tar.map((rate, step) => [-1 + (2 * step) / steps, power(1 - rate)]), "first");
     errors.upright(at.value, "plain");
     legend(parts.legend, [["first", "genuine; false rejects"], ["second", "impostor; false accepts"], ["plain", "threshold"]]);
-    const percent = (rate) => `${shown(100 * rate, 3)} %`;
+    const percent = (rate) => `${shown(100 * rate, 4)} %`;
     fill(parts.table, [
       ["false accepts (FAR)", `${percent(far[k])}: ${Math.round(far[k] * total(impostor))} of ${total(impostor)} pairs of two people`],
       ["false rejects (FRR)", `${percent(1 - tar[k])}: ${Math.round((1 - tar[k]) * total(genuine))} of ${total(genuine)} pairs of one person`],
@@ -211,7 +212,7 @@ function thresholdExplorer() {
       ...Object.entries(TAR).map(([rate, value]) => [`TAR at FAR ${rate}, over all thresholds`, percent(value)]),
     ]);
   };
-  const at = slider(parts.controls, "threshold", { min: -1, max: 1, step: 0.005, value: 0.4 }, () => draw());
+  const at = slider(parts.controls, "threshold", { min: -1, max: 1, step: 0.005, value: 0.65 }, () => draw());
   choice.addEventListener("change", draw);
   draw();
 }

@@ -23,10 +23,10 @@ function probability(theta, m1, m2, m3, s, C) {
   return 1 / (1 + (C - 1) * Math.exp(-s * target(theta, m1, m2, m3)));
 }
 
-// s (1 - p) sin(theta) |D|
+// s (1 - p) sin(theta) |D| = s (1 - p) m1 |sin(m1 theta + m2)|, which is no 0/0 at the ends
 function pull(theta, m1, m2, m3, s, C) {
   const p = probability(theta, m1, m2, m3, s, C);
-  return s * (1 - p) * Math.sin(theta) * Math.abs(slope(theta, m1, m2, m3));
+  return s * (1 - p) * m1 * Math.abs(Math.sin(m1 * theta + m2));
 }
 
 // theta2 on the boundary of class 1, phi(theta1) = cos(theta2); null where no angle is that far or that near

@@ -79,7 +79,12 @@ def overview(documents: Sequence[Document]) -> TableView:
     total = sum(map(counts, documents), Counter())
     rows.append(row("all", total, "", sum(document["seconds"] for document in documents), ""))
     columns = ("notebook", "checks passed", *VERDICTS, "findings", SAME, "seconds", "device")
-    return TableView(f"Profile {documents[0]['profile']}", columns, tuple(rows))
+    return TableView(f"Profile {profiles(documents)}", columns, tuple(rows))
+
+
+def profiles(documents: Sequence[Document]) -> str:
+    """The profiles of the records, in their order."""
+    return ", ".join(dict.fromkeys(document["profile"] for document in documents))
 
 
 class Section(NamedTuple):
@@ -185,7 +190,7 @@ def sections(documents: Sequence[Document]) -> Iterator[Section]:
     """The report from top to bottom: scope, method, results, what was easy and what was not, then each notebook."""
     claims = [claim for document in documents for claim in document["claims"]]
     total = Counter(claim["verdict"] for claim in claims)
-    yield Section(1, f"Report, profile {documents[0]['profile']}", "", overview(documents))
+    yield Section(1, f"Report, profile {profiles(documents)}", "", overview(documents))
     yield Section(2, "Scope", SCOPE)
     yield Section(2, "Method", METHOD)
     yield Section(2, "Results, paper by paper", "", by_paper(documents))
