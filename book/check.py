@@ -50,28 +50,30 @@ PROBE = """
       [...one.childNodes].filter((node) => node.nodeType === 3).map((node) => node.data).join(' ')))
     .map((one) => one.textContent.slice(0, 80));
   const channel = (value) => (value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
-  const light = (color) => {
-    const [r, g, b] = color.match(/[\\d.]+/g).map((value) => channel(value / 255));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
+  const parsed = (color) => [...color.match(/[\\d.]+/g).map(Number), 1].slice(0, 4);
+  const light = ([r, g, b]) =>
+    0.2126 * channel(r / 255) + 0.7152 * channel(g / 255) + 0.0722 * channel(b / 255);
+  const over = (below, above) => below.map((value, at) => value * (1 - above[3]) + above[at] * above[3]);
   const behind = (one) => {
-    for (let at = one; at; at = at.parentElement) {
-      const color = getComputedStyle(at).backgroundColor;
-      if (!/, 0\\)$|transparent/.test(color)) return color;
-    }
-    return 'rgb(255, 255, 255)';
+    const layers = [];
+    for (let at = one; at && (layers.at(-1) || [0, 0, 0, 0])[3] < 1; at = at.parentElement)
+      layers.push(parsed(getComputedStyle(at).backgroundColor));
+    return layers.reverse().reduce(over, [255, 255, 255]);
   };
-  let contrast = 21, smallest = 99;
+  let contrast = 21, faint = '', smallest = 99;
   for (const one of document.querySelectorAll('article :is(p, li, td, h1, h2), .explorer label')) {
     if (!one.textContent.trim() || !one.offsetParent) continue;
     const style = getComputedStyle(one);
-    const [a, b] = [light(style.color), light(behind(one))].sort((x, y) => y - x);
-    contrast = Math.min(contrast, (a + 0.05) / (b + 0.05));
+    const [a, b] = [light(parsed(style.color)), light(behind(one))].sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < contrast) {
+      contrast = (a + 0.05) / (b + 0.05);
+      faint = `${one.textContent.trim().slice(0, 60)} (${style.color} on ${behind(one)})`;
+    }
     smallest = Math.min(smallest, parseFloat(style.fontSize));
   }
   const explorers = [...document.querySelectorAll('.explorer')].map((one) => one.querySelectorAll('svg path').length);
   return JSON.stringify({
-    equations: math.length, raw, wrong, loose, contrast, smallest, explorers,
+    equations: math.length, raw, wrong, loose, contrast, faint, smallest, explorers,
     wide: document.documentElement.scrollWidth - window.innerWidth,
     images: [...document.images].filter((one) => one.loading !== 'lazy' && !one.naturalWidth)
       .map((one) => one.src.slice(-80)),
@@ -199,7 +201,7 @@ def wrongs(measured: dict[str, Any]) -> list[str]:
     if measured["wide"] > 0:
         found.append(f"{measured['wide']} pixels wider than the window")
     if measured["contrast"] < 4.5:
-        found.append(f"contrast {measured['contrast']:.1f}, at least 4.5 is needed")
+        found.append(f"contrast {measured['contrast']:.1f}, at least 4.5 is needed: {measured['faint']}")
     if measured["smallest"] < 12:
         found.append(f"text of {measured['smallest']} pixels, at least 12 are needed")
     found += ["an explorer drew nothing"] * sum(paths == 0 for paths in measured["explorers"])

@@ -64,6 +64,8 @@ def plain_text(text: str) -> str:
     parts = re.split(r"(``.+?``|:\w+:`.+?`|`.+?`|(?<!\S)\*\w+\*(?!\w))", text, flags=re.DOTALL)
     for at in range(0, len(parts), 2):
         parts[at] = re.sub(r"([|*`])", r"\\\1", re.sub(r"(?<=\w)_(?!\w)", r"\\_", parts[at]))
+        if at and re.match(r"\w", parts[at]):
+            parts[at] = rf"\ {parts[at]}"  # the s of `Trial`s
     return "".join(parts)
 
 

@@ -88,7 +88,8 @@ def imported(*paths: Path, everywhere: bool = True) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
                 found.add(node.module.split(".")[0])
     return {
-        PACKAGES.get(name, name) for name in found - set(sys.stdlib_module_names) - {"reprolib", "benchmarks", "tests"}
+        PACKAGES.get(name, name)
+        for name in found - set(sys.stdlib_module_names) - {"reprolib", "benchmarks", "book", "tests"}
     }
 
 
