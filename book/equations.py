@@ -12,15 +12,17 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 
-TAG = re.compile(r"\\tag\{(\d+\.\d+)\}")
-NAMED = re.compile(r"(?<![\w\]])\((?P<tag>\d{1,2}\.\d{1,2})\)|(?P<notebook>\b[Nn]otebook (?P<number>\d\d))\b")
+TAG = re.compile(r"\\tag\{(\d+[a-z]?\.\d+)\}")
+NAMED = re.compile(
+    r"(?<![\w\]])\((?P<tag>\d{1,2}[a-z]?\.\d{1,2})\)|(?P<notebook>\b[Nn]otebook (?P<number>\d\d[a-z]?))\b"
+)
 # What is no running text.
 CLOSED = (nodes.reference, nodes.literal, nodes.literal_block, nodes.math, nodes.math_block, nodes.raw, nodes.title)
 
 
 def number_of(document: str) -> str:
-    """ "05" of `notebooks/05_arcface`, empty for other pages."""
-    found = re.match(r"notebooks/(\d\d)", document)
+    """ "05" of `notebooks/05_arcface`, "06b" of `notebooks/06b_pairs`, empty for other pages."""
+    found = re.match(r"notebooks/(\d\d[a-z]?)_", document)
     return found.group(1) if found else ""
 
 
@@ -55,9 +57,10 @@ def link_names(app: Sphinx, document: nodes.document, page: str) -> None:
         if match["notebook"]:
             place = notebooks.get(match["number"])
             return (place, "") if place and place != page else None
-        named = re.findall(r"[Nn]otebook (\d\d)", text[: match.start()])
+        named = re.findall(r"[Nn]otebook (\d\d[a-z]?)", text[: match.start()])
         guesses = [page] if number_of(page) else [notebooks.get(named[-1], "")] if named else []
-        guesses.append(notebooks.get(match["tag"].split(".")[0].zfill(2), ""))
+        first = re.sub(r"\D.*", "", match["tag"]).zfill(2)
+        guesses += [name for number, name in notebooks.items() if number.startswith(first)]
         for place in guesses:
             if anchor := equations.get(place, {}).get(match["tag"]):
                 return place, anchor

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -265,6 +266,10 @@ def html_report(documents: Sequence[Document]) -> str:
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
 
 
+def _with_cells(cells: str, line: re.Match[str]) -> str:
+    return line.group(1) + cells
+
+
 def with_counts(readme: str, documents: Sequence[Document]) -> str:
     """README with each notebook's number of checks and its verdicts in the last two columns of its line.
 
@@ -274,7 +279,7 @@ def with_counts(readme: str, documents: Sequence[Document]) -> str:
         counted = counts(document)
         cells = f"| {counted['checks']} | {' / '.join(str(counted[verdict]) for verdict in VERDICTS)} |"
         line = re.compile(rf"^(\| \[`{re.escape(document['notebook'])}`\].*?)\|[^|]*\|[^|]*\|$", re.MULTILINE)
-        readme, lines = line.subn(lambda match, cells=cells: match.group(1) + cells, readme)
+        readme, lines = line.subn(partial(_with_cells, cells), readme)
         if lines != 1:
             raise UsageError(f"README must have one line for {document['notebook']}, got {lines}")
     return readme
