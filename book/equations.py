@@ -1,7 +1,7 @@
 """Numbered equations as places that can be linked to, and links to them and to notebooks wherever they are named.
 
 An equation with `\\tag{5.4}` gets an anchor. In text, `(5.4)` is a link to it: in a notebook to the equation of that
-page, elsewhere to the one of the notebook whose number comes first. "notebook 03" is a link in text and in docstrings.
+page, elsewhere to the one of a notebook that the same paragraph names. "notebook 03" is a link in text and in docstrings.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ TAG = re.compile(r"\\tag\{(\d+[a-z]?\.\d+)\}")
 NAMED = re.compile(
     r"(?<![\w\]])\((?P<tag>\d{1,2}[a-z]?\.\d{1,2})\)|(?P<notebook>\b[Nn]otebook (?P<number>\d\d[a-z]?))\b"
 )
+NOTEBOOK = re.compile(r"\b[Nn]otebook (\d\d[a-z]?)\b")
 # What is no running text.
 CLOSED = (nodes.reference, nodes.literal, nodes.literal_block, nodes.math, nodes.math_block, nodes.raw, nodes.title)
 
@@ -53,14 +54,13 @@ def link_names(app: Sphinx, document: nodes.document, page: str) -> None:
     equations: dict[str, dict[str, str]] = app.env.equations  # type: ignore[attr-defined]
     notebooks = {number_of(name): name for name in sorted(app.env.found_docs) if number_of(name)}
 
-    def target(match: re.Match[str], text: str) -> tuple[str, str] | None:
+    def target(match: re.Match[str], paragraph: str) -> tuple[str, str] | None:
         if match["notebook"]:
             place = notebooks.get(match["number"])
             return (place, "") if place and place != page else None
-        named = re.findall(r"[Nn]otebook (\d\d[a-z]?)", text[: match.start()])
-        guesses = [page] if number_of(page) else [notebooks.get(named[-1], "")] if named else []
-        first = re.sub(r"\D.*", "", match["tag"]).zfill(2)
-        guesses += [name for number, name in notebooks.items() if number.startswith(first)]
+        # Elsewhere the notebook must be named in the same paragraph: (1.5) may be a number.
+        guesses = [page] if number_of(page) else []
+        guesses += [notebooks.get(name, "") for name in NOTEBOOK.findall(paragraph)]
         for place in guesses:
             if anchor := equations.get(place, {}).get(match["tag"]):
                 return place, anchor
@@ -71,7 +71,7 @@ def link_names(app: Sphinx, document: nodes.document, page: str) -> None:
             continue
         text, done, parts = str(node), 0, []
         for match in NAMED.finditer(text):
-            if found := target(match, text):
+            if found := target(match, node.parent.astext()):
                 place, anchor = found
                 address = "" if place == page else app.builder.get_relative_uri(page, place)
                 parts += [nodes.Text(text[done : match.start()])]
