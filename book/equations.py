@@ -1,7 +1,7 @@
 """Numbered equations as places that can be linked to, and links to them and to notebooks wherever they are named.
 
 An equation with `\\tag{5.4}` gets an anchor. In text, `(5.4)` is a link to it: in a notebook to the equation of that
-page, elsewhere to the one of a notebook that the same paragraph names. "notebook 03" is a link in text and in docstrings.
+page, elsewhere to that of a notebook that the same paragraph names. "notebook 03" is a link in text and docstrings.
 """
 
 from __future__ import annotations

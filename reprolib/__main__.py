@@ -62,7 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     claims = commands.add_parser("claims", help="the papers' claims with criterion, values and verdict")
     claims.add_argument("--paper", metavar="TEXT", help="only papers whose name contains TEXT")
     report.add_argument("--html", type=Path, metavar="FILE", help="write the report as one HTML page")
-    report.add_argument("--readme", type=Path, metavar="FILE", help="bring the counts of its table up to date")
+    report.add_argument(
+        "--commit", action="store_true", help="bring README and reference/<profile>/report.md up to date"
+    )
     for command, action in ((report, _report), (claims, _claims)):
         command.add_argument("--profile", help=PROFILE_HELP)
         command.set_defaults(action=action)
@@ -110,9 +112,12 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.html is not None:
         write_atomically(arguments.html, report.html_report(records))
         print(f"\nwritten to {arguments.html}")
-    if arguments.readme is not None:
-        text = arguments.readme.read_text(encoding="utf-8")
-        write_atomically(arguments.readme, report.with_counts(text, records))
+    if arguments.commit:
+        print(
+            "\n".join(
+                ["", *(f"written to {os.path.relpath(path)}" for path in report.commit_report(arguments.profile))]
+            )
+        )
     try:
         path = report.write_report(records)
     except OSError as error:

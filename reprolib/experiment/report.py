@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .parameters import BASE, check_profile, profile_parameters, resolve_profile
-from .paths import UsageError, reference_folder, results_folder, write_atomically
+from .paths import UsageError, reference_folder, repository_root, results_folder, write_atomically
 from .record import VERDICTS, TableView, number, table_view
 from .reference import SAME, Comparison, Document, against_reference, comparison_view, read_record
 
 
-def load_records(profile: str | None = None) -> list[Document]:
+def load_records(profile: str | None = None, *, committed: bool = False) -> list[Document]:
     """The records of a profile in the order of the notebooks' names: the reader's own, else the committed one.
+
+    committed: the committed ones only.
 
     A record has a further key `committed` that says which it is. Without a profile: that of `run` on this machine, or
     `standard` if that one has no record. Raises UsageError for an unknown profile, for one without a record and for a
@@ -29,10 +31,10 @@ def load_records(profile: str | None = None) -> list[Document]:
         check_profile(profile)
     for name in [profile] if profile else dict.fromkeys([resolve_profile("auto"), BASE]):
         paths: dict[str, tuple[Path, bool]] = {}
-        for folder, committed in ((reference_folder(), True), (results_folder(), False)):
-            paths |= {path.stem: (path, committed) for path in (folder / name).glob("*.json")}
+        for folder, shared in ((reference_folder(), True), *([] if committed else [(results_folder(), False)])):
+            paths |= {path.stem: (path, shared) for path in (folder / name).glob("*.json")}
         if paths:
-            return [{**read_record(path), "committed": committed} for _, (path, committed) in sorted(paths.items())]
+            return [{**read_record(path), "committed": shared} for _, (path, shared) in sorted(paths.items())]
     raise UsageError(f"there is no record of profile {profile or BASE!r} yet; run the notebooks first")
 
 
@@ -166,8 +168,10 @@ def checks_table(checks: Sequence[Mapping[str, Any]]) -> TableView:
 def by_paper(documents: Sequence[Document]) -> TableView:
     """One line a paper: its verdicts."""
     counted: dict[str, Counter[str]] = {}
+    spelled: dict[str, str] = {}
     for claim in (claim for document in documents for claim in document["claims"]):
-        counted.setdefault(claim["paper"], Counter())[claim["verdict"]] += 1
+        name = spelled.setdefault(claim["paper"].casefold(), claim["paper"])
+        counted.setdefault(name, Counter())[claim["verdict"]] += 1
     rows = [(paper, *(str(found[verdict]) for verdict in VERDICTS)) for paper, found in counted.items()]
     return TableView("", ("paper", *VERDICTS), tuple(rows))
 
@@ -290,6 +294,16 @@ def write_report(documents: Sequence[Document]) -> Path:
     path = results_folder() / documents[0]["profile"] / "report.md"
     write_atomically(path, markdown_report(documents))
     return path
+
+
+def commit_report(profile: str | None = None) -> list[Path]:
+    """Bring the report beside the committed records and the counts in README up to date; the files written."""
+    records = load_records(profile, committed=True)
+    page, readme = reference_folder() / records[0]["profile"] / "report.md", repository_root() / "README.md"
+    text = with_counts(readme.read_text(encoding="utf-8"), records)
+    write_atomically(page, markdown_report(records))
+    write_atomically(readme, text)
+    return [page, readme]
 
 
 def list_claims(documents: Sequence[Document], paper: str | None = None) -> str:
