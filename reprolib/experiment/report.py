@@ -110,7 +110,7 @@ METHOD = (
     "splits with its 95 % interval (Nadeau and Bengio's where training sets overlap). Reproduced: the interval lies on "
     "the paper's side of 0. Contradicted: it lies on the other side, or leaves out a third of the paper's relative "
     "effect. Inconclusive: neither. A claim of no difference is a test of equivalence with its margin written down. "
-    "Checks run in float64; "used up" is the share of what is allowed that a check needed."
+    "Checks run in float64; what a check used up is a share of what is allowed."
 )
 
 
