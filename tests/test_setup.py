@@ -110,7 +110,7 @@ def test_what_is_imported_is_declared(project, requirements):
 
 def test_the_source_distribution_holds_the_repository():
     manifest = (ROOT / "MANIFEST.in").read_text(encoding="utf-8")
-    for name in ("notebooks", "data_scripts", "reference", "tests", "benchmarks", "book", "conftest.py", "Makefile"):
+    for name in ("notebooks", "data_scripts", "reference", "tests", "benchmarks", "conftest.py", "Makefile"):
         assert name in manifest
     for name in ("CITATION.cff", "CHANGELOG.md", "CONTRIBUTING.md", "MANIFEST.in", ".pre-commit-config.yaml"):
         assert (ROOT / name).is_file()

@@ -35,7 +35,10 @@ def load_records(profile: str | None = None, *, committed: bool = False) -> list
             paths |= {path.stem: (path, shared) for path in (folder / name).glob("*.json")}
         if paths:
             return [{**read_record(path), "committed": shared} for _, (path, shared) in sorted(paths.items())]
-    raise UsageError(f"there is no record of profile {profile or BASE!r} yet; run the notebooks first")
+    where = f"in {results_folder()} or {reference_folder()}"
+    raise UsageError(
+        f"there is no record of profile {profile or BASE!r} {where}; run the notebooks of the repository first"
+    )
 
 
 def compared(document: Document) -> Comparison | None:
