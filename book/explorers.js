@@ -144,7 +144,7 @@ function boundExplorer() {
     classes.say(C.toString()); dimension.say(d.toString()); scale.say(shown(s)); wanted.say(shown(p));
     parts.drawings.replaceChildren();
     const scales = grid(0.1, 64, 160);
-    const board = drawing(parts.drawings, "largest probability against the scale", { low: 0, high: 64, name: "scale s" }, { low: 0, high: 1 });
+    const board = drawing(parts.drawings, "bound on the probability against the scale", { low: 0, high: 64, name: "scale s" }, { low: 0, high: 1 });
     board.curve(scales.map((t) => [t, Math.exp(-lossFloor(C, t))]), "first");
     if (C <= 2 * d) board.curve(scales.map((t) => [t, crossPolytope(C, t)]), "second");
     if (d === 2) board.curve(scales.map((t) => [t, polygon(Math.min(C, 100000), t)]), "third");
@@ -152,16 +152,16 @@ function boundExplorer() {
     const floor = drawing(parts.drawings, "floor of the softmax loss", { low: 0, high: 64, name: "scale s" }, { low: 0, high: Math.log(C) });
     floor.curve(scales.map((t) => [t, lossFloor(C, t)]), "first");
     floor.upright(s, "plain");
-    const names = [["first", "bound; attained by the simplex"]];
+    const names = [["first", "bound; the simplex attains it"]];
     if (C <= 2 * d) names.push(["second", "coordinate directions ±e"]);
     if (d === 2) names.push(["third", "regular polygon"]);
     legend(parts.legend, names);
     const margin = largestMargin(C, d);
     fill(parts.table, [
       ["simplex possible, C ≤ d + 1", C <= d + 1 ? "yes: the bound is attained" : "no: the bound is not attained"],
-      ["largest probability of all classes together at s", shown(Math.exp(-lossFloor(C, s)))],
-      ["floor of the loss at s", shown(lossFloor(C, s))],
-      [`least scale for p = ${shown(p)}`, shown(simplexScale(C, p))],
+      ["no arrangement gives all classes more than p =", shown(Math.exp(-lossFloor(C, s)))],
+      ["no arrangement has a smaller mean loss than", shown(lossFloor(C, s))],
+      [`no smaller scale reaches p = ${shown(p)}`, shown(simplexScale(C, p))],
       ["the paper's “lower bound” on α for this p", shown(alphaLow(C, p))],
       ["largest margin of CosFace", margin === null ? "no closed form for this C and d" : shown(margin)],
     ]);
