@@ -109,15 +109,27 @@ def test_what_is_imported_is_declared(project, requirements):
 
 
 def test_the_source_distribution_holds_the_repository():
-    manifest = (ROOT / "MANIFEST.in").read_text(encoding="utf-8")
-    for name in ("notebooks", "data_scripts", "reference", "tests", "benchmarks", "conftest.py", "Makefile"):
-        assert name in manifest
     for name in ("CITATION.cff", "CHANGELOG.md", "CONTRIBUTING.md", "MANIFEST.in", ".pre-commit-config.yaml"):
         assert (ROOT / name).is_file()
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert (citation["version"], citation["license"]) == (reprolib.__version__, "MIT")
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     assert [hook["id"] for repo in hooks["repos"] for hook in repo["hooks"]] == ["ruff", "ruff-format", "mypy"]
+
+
+def test_the_manifest_takes_every_committed_file(monkeypatch):
+    egg_info = pytest.importorskip("setuptools.command.egg_info")
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    monkeypatch.chdir(ROOT)
+    files = egg_info.FileList()
+    for line in (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            files.process_template_line(line)
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.split("\n")
+    # what setuptools takes by itself
+    rest = {name for name in listed if name and not name.startswith("reprolib/")} - {"LICENSE", "pyproject.toml"}
+    assert rest - set(files.files) - {"MANIFEST.in"} == set()
 
 
 def test_lines_of_code_are_counted_without_comments_blanks_and_docstrings(tmp_path, capsys):
