@@ -67,6 +67,10 @@ def build_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="table of the recorded results, also written as Markdown")
     claims = commands.add_parser("claims", help="the papers' claims with criterion, values and verdict")
     claims.add_argument("--paper", metavar="TEXT", help="only papers whose name contains TEXT")
+    report.add_argument("--html", type=Path, metavar="FILE", help="write the report as one HTML page")
+    report.add_argument(
+        "--commit", action="store_true", help="bring README and reference/<profile>/report.md up to date"
+    )
     for command, action in ((report, _report), (claims, _claims)):
         command.add_argument("--profile", help=PROFILE_HELP)
         command.set_defaults(action=action)
@@ -126,12 +130,22 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from reprolib.experiment.report import load_records, overview, write_report
+    from reprolib.experiment import report
+    from reprolib.experiment.paths import write_atomically
 
-    records = load_records(arguments.profile)
-    print(overview(records))
+    records = report.load_records(arguments.profile)
+    print(report.overview(records))
+    if arguments.html is not None:
+        write_atomically(arguments.html, report.html_report(records))
+        print(f"\nwritten to {arguments.html}")
+    if arguments.commit:
+        print(
+            "\n".join(
+                ["", *(f"written to {os.path.relpath(path)}" for path in report.commit_report(arguments.profile))]
+            )
+        )
     try:
-        path = write_report(records)
+        path = report.write_report(records)
     except OSError as error:
         print(f"reprolib report: the full report is not kept: {error}", file=sys.stderr)
     else:

@@ -22,8 +22,8 @@ from reprolib import _arithmetic
 
 ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = ("notebooks", "test", "bench", "dev", "data")
-# Not installed for the tests, which leave out what needs them.
-UNTESTED = ("cluster",)
+# Not installed for the tests, which leave out what needs them; the book is asked for by `make book` alone.
+UNTESTED = ("cluster", "book")
 # What is imported under another name than its package's.
 PACKAGES = {"xdist": "pytest-xdist", "sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "IPython": "ipython"}
 LIBRARY = ("losses", "theory", "data", "evaluation", "models.py", "training.py", "optim.py", "verify.py", "_checks.py")
@@ -89,7 +89,8 @@ def imported(*paths: Path, everywhere: bool = True) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
                 found.add(node.module.split(".")[0])
     return {
-        PACKAGES.get(name, name) for name in found - set(sys.stdlib_module_names) - {"reprolib", "benchmarks", "tests"}
+        PACKAGES.get(name, name)
+        for name in found - set(sys.stdlib_module_names) - {"reprolib", "benchmarks", "book", "tests"}
     }
 
 
@@ -197,6 +198,15 @@ def test_each_requirement_has_one_exact_pin_that_satisfies_it(requirements, pins
         assert requirement.specifier.contains(versions[name]), f"{name}=={versions[name]}"
 
 
+def test_what_the_book_needs_is_pinned_once(project, pins):
+    versions = {canonicalize_name(pin.name): pin for pin in pins}
+    for line in project["project"]["optional-dependencies"]["book"]:
+        wanted, pin = Requirement(line), versions[canonicalize_name(Requirement(line).name)]
+        (specifier,) = pin.specifier
+        assert wanted.specifier.contains(specifier.version)
+        assert pin.marker is None or pin.marker.evaluate(environment("3.11.2"))
+
+
 def test_the_profiles_are_shipped_with_the_package(project):
     (pattern,) = project["tool"]["setuptools"]["package-data"]["reprolib.experiment"]
     shipped = {path.stem for path in (ROOT / "reprolib" / "experiment").glob(pattern)}
@@ -231,7 +241,7 @@ def test_continuous_integration_is_make_test():
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize("target", ["reproduce", "test", "test-slow", "lint", "lines", "clean"])
+@pytest.mark.parametrize("target", ["reproduce", "test", "test-slow", "lint", "lines", "book", "clean"])
 def test_make_knows_its_targets(target):
     command = ["make", "--dry-run", target]
     dry = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
