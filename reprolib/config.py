@@ -49,7 +49,7 @@ def _check_bool(value: Any, name: str) -> None:
 
 @dataclass(frozen=True)
 class Data:
-    """`path` as for :func:`reprolib.data.open_faces`; `skip` are the keys of images that are left out.
+    """`path`, `skip` (keys of images to leave out) and `index` (a file) as for :func:`reprolib.data.open_faces`.
 
     `crop` (height, width) takes the middle of each image; `grey` its luminance, one channel. `in_memory` decodes all
     images at the start; else `workers` processes (0: none) do it as the run goes on.
@@ -57,6 +57,7 @@ class Data:
 
     path: str
     skip: tuple[Any, ...] = ()
+    index: str | None = None
     crop: tuple[int, int] | None = None
     grey: bool = False
     in_memory: bool = False
@@ -67,6 +68,8 @@ class Data:
         _check_bool(self.grey, "data.grey")
         _check_bool(self.in_memory, "data.in_memory")
         check_count(self.workers, "data.workers", low=0)
+        if self.index is not None:
+            _check_text(self.index, "data.index")
         if not isinstance(self.skip, tuple):
             raise ValueError(f"data.skip must be a list of keys, got {self.skip!r}")
         if self.crop is not None:
@@ -94,7 +97,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """After each `every` steps and at the end each of `sets`, a `.bin` file, is verified.
+    """After each `every` steps and at the end each of `sets` (.bin or parquet) is verified.
 
     `flip_sum` adds the embedding of the mirror image.
     """

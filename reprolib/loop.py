@@ -180,7 +180,7 @@ class Run:
             raise ValueError(f"batch_size must be a multiple of {self.world} processes, got {settings.batch_size}")
         if config.tensorboard and self.rank == 0:
             _summary_writer()
-        self.faces = data.open_faces(config.data.path, skip=config.data.skip)
+        self.faces = data.open_faces(config.data.path, config.data.skip, config.data.index)
         self.labels = torch.as_tensor(self.faces.labels).long()
         self.num_classes = int(self.faces.num_classes)
         self.images = Prepared(self.faces, config.data.crop, config.data.grey)
@@ -195,13 +195,10 @@ class Run:
         size, each = self.config.training.batch_size, self.config.per_class
         if each is None:
             return _Shuffled(len(self.labels), size, torch.device("cpu"))
-        # who has fewer images than a batch wants of a class does not take part
-        counts = self.labels.bincount(minlength=self.num_classes)
-        self.eligible = (counts[self.labels] >= each).nonzero().squeeze(1)
-        if len(self.eligible) < len(self.labels):
-            left = len(self.labels) - len(self.eligible)
-            self.say(f"{left} images are of people with fewer than {each} and do not take part")
-        return PKSampler(self.labels[self.eligible], size // each, each, torch.Generator())
+        sampler = PKSampler(self.labels, size // each, each, torch.Generator(), few="leave out")
+        if sampler.left_out:
+            self.say(f"{len(sampler.left_out):,} people have fewer than {each} images and do not take part")
+        return sampler
 
     def _build(self) -> None:
         """Network, loss and optimiser, started from the seed as :func:`reprolib.training.fit` starts them."""
@@ -340,8 +337,7 @@ class Run:
 
         def indices() -> Iterator[list[int]]:
             for _, index in _batches(self.sampler, self.config.seed, first, self.total):
-                rows = index[part] if self.config.per_class is None else self.eligible[index[part]]
-                yield rows.tolist()
+                yield index[part].tolist()
 
         if self.config.data.in_memory:
             if not hasattr(self, "memory"):

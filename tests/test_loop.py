@@ -165,7 +165,7 @@ def test_what_cannot_be_is_refused_in_one_line_with_status_2(faces, capsys):
     whole = ["training={steps: 4, batch_size: 16}", f"output={faces}/out", f"data={{path: {faces}/train.rec}}"]
     cases = {
         (): "run.yaml lacks the key 'training'",
-        tuple(whole[:2]): "unknown key 'wrong' in data; its keys are path, skip, crop, grey, in_memory, workers",
+        tuple(whole[:2]): "unknown key 'wrong' in data; its keys are path, skip, index, crop, grey, in_memory, workers",
         (*whole, "training.epoch=3"): "unknown key 'epoch' in training",
         (*whole, "looss=3"): "unknown key 'looss' in",
         (*whole, "loss.marging=0.5"): "ArcFace has no hyper-parameter 'marging'",
