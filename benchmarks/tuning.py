@@ -25,6 +25,7 @@ import yaml
 
 from reprolib import arenas
 from reprolib.data import load
+from reprolib.data.fetching import repository_root
 from reprolib.data.files import write_atomic
 from reprolib.data.lfw_folds import VALIDATION_FOLD
 
@@ -190,7 +191,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="SEED")
     parser.add_argument("--runs", type=Path, required=True, help="file of the runs, JSON lines; read first, added to")
     parser.add_argument(
-        "--table", type=Path, default=arenas.TUNED, help="file of the tuned values (default: %(default)s)"
+        "--table",
+        type=Path,
+        default=repository_root() / arenas.TUNED,
+        help="file of the tuned values (default: %(default)s)",
     )
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)

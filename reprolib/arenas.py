@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from reprolib import losses, models, training
 from reprolib._checks import check_choice
+from reprolib.data.fetching import repository_root
 from reprolib.data.lfw import lfw_pairs
 from reprolib.data.lfw_folds import FacesFold, lfw_fold, load_lfw_grey
 from reprolib.data.numbers import NumbersDataset, load_numbers
@@ -42,7 +43,7 @@ from reprolib.training import TrainConfig, Trained
 MOST_IMAGES = 20
 # of the ROC curve in a report: 1e-4 to 1, eight a decade
 CURVE_FARS = tuple(10 ** (-step / 8) for step in range(32, -1, -1))
-TUNED = Path(__file__).parents[1] / "reference" / "tuned.yaml"
+TUNED = Path("reference", "tuned.yaml")
 
 
 class InBatch(nn.Module):
@@ -164,28 +165,37 @@ def build_loss(name: str, in_features: int, num_classes: int, **hyper: Any) -> n
         raise ValueError(f"hyper-parameters of {name} must be those it has, got {hyper} ({error})") from error
 
 
+class Tuned:
+    """Read from the table of tuned values; a cached run whose code names :data:`tuned` is known by the table, too."""
+
+    @property
+    def fingerprint_as(self) -> dict[str, Any]:
+        """What the run cache takes for it."""
+        return _table(repository_root() / TUNED)
+
+    def __call__(self, arena: str, loss: str) -> dict[str, Any]:
+        """The hyper-parameters of `loss` that did best on the validation identities of `arena` ("numbers" or "lfw").
+
+        `lr` and `loss_lr_factor` among them belong to the training, the others to :func:`build_loss`.
+
+        Raises:
+            ValueError: if the table has no such loss.
+        """
+        found = self.fingerprint_as.get(arena, {})
+        check_choice(loss, f"loss tuned on {arena}", tuple(found))
+        return dict(found[loss]["best"])
+
+
+tuned = Tuned()
+
+
 @cache
-def _table() -> dict[str, Any]:
+def _table(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise ValueError(f"the tuned values stand in {TUNED} of the repository, which is not at {path.parents[1]}")
     import yaml  # only what reads the table needs it
 
-    if not TUNED.exists():
-        raise ValueError(
-            f"the tuned values stand in {TUNED.parent.name}/{TUNED.name} of the repository, not found here"
-        )
-    return yaml.safe_load(TUNED.read_text(encoding="utf-8"))
-
-
-def tuned(arena: str, loss: str) -> dict[str, Any]:
-    """The hyper-parameters of `loss` that did best on the validation identities of `arena` ("numbers" or "lfw").
-
-    `lr` and `loss_lr_factor` among them belong to the training, the others to :func:`build_loss`.
-
-    Raises:
-        ValueError: if the table has no such loss.
-    """
-    found = _table().get(arena, {})
-    check_choice(loss, f"loss tuned on {arena}", tuple(found))
-    return dict(found[loss]["best"])
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -352,9 +362,18 @@ def lfw_run(
         faces = lfw_faces(fold, device)
     hyper = tuned("lfw", loss) if hyper is None else hyper
     trained = fit_recipe(recipe, loss, hyper, faces.train_images, faces.train_labels, seed=seed, **options)
-    features = training.embed(trained.model, faces.test_images, 500, flip_sum=True)
+    embed = partial(training.embed, trained.model, batch_size=500, flip_sum=True)
+    return lfw_report(embed, faces, measure)[0]
+
+
+def lfw_report(
+    embed: Callable[[Tensor], Tensor], faces: FacesFold, measure: Callable[[Tensor, Tensor], dict[str, Any]]
+) -> tuple[dict[str, Any], Tensor]:
+    """What :func:`lfw_run` says of the network behind `embed`, and the embeddings of all test images, (N, d)."""
+    features = embed(faces.test_images)
     scores, same = pair_cosines(*features[faces.pairs.T]), faces.same.cpu().numpy()
-    return measure(features[faces.judged], faces.test_labels[faces.judged]) | {
+    found = measure(features[faces.judged], faces.test_labels[faces.judged]) | {
         "accuracy": float(((scores > exact_threshold(scores, same)) == same).mean()),
         "AUC of the pairs": float(roc_auc(scores[same], scores[~same])),
     }
+    return found, features

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ import yaml
 from benchmarks import pilots, tuning
 from reprolib import arenas, losses, models
 from reprolib.data import load
+from reprolib.data.fetching import repository_root
 from reprolib.data.lfw_folds import FacesFold
+from reprolib.experiment.fingerprint import Fingerprint
+from reprolib.experiment.sources import Sources
 from reprolib.training import TrainConfig
 
 GLYPHS = load("digits")
@@ -323,3 +327,27 @@ def test_baselines_are_reported_beside_an_untrained_network_of_the_seed():
     assert torch.equal(state, torch.random.get_rng_state())
     own = run("softmax", MIDDLE["softmax"], measure=arenas.unseen_report)
     assert own["rank-1"] > 0 and run("softmax", MIDDLE["softmax"]).items() <= own.items()
+
+
+def test_a_run_that_reads_the_tuned_values_is_known_by_them(tmp_path, monkeypatch):
+    def key():
+        arenas._table.cache_clear()
+        return Fingerprint(Sources()).of(lambda: arenas.tuned("numbers", "arcface")["scale"], "run")
+
+    before = key()
+    table = yaml.safe_load(Path(repository_root(), arenas.TUNED).read_text(encoding="utf-8"))
+    table["numbers"]["arcface"]["best"]["scale"] += 1.0
+    monkeypatch.setattr(arenas, "TUNED", tmp_path / "tuned.yaml")
+    (tmp_path / "tuned.yaml").write_text(yaml.safe_dump(table), encoding="utf-8")
+    assert before != key() == key()
+    arenas._table.cache_clear()
+
+
+def test_the_tuned_values_are_those_of_the_repository_that_is_named(tmp_path, monkeypatch):
+    assert set(arenas.tuned("numbers", "arcface")) >= {"scale", "margin"}
+    monkeypatch.setenv("REPROLIB_ROOT", str(tmp_path))
+    with pytest.raises(ValueError, match="of the repository, which is not at"):
+        arenas.tuned("numbers", "arcface")
+    (tmp_path / "reference").mkdir()
+    (tmp_path / arenas.TUNED).write_text("numbers: {arcface: {best: {scale: 3.0}}}")
+    assert arenas.tuned("numbers", "arcface") == {"scale": 3.0}

@@ -8,10 +8,9 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -21,9 +20,6 @@ CHECKSUM = "sha256"
 HEADER_LIMIT = 2**12
 # local header of a zip member: 26 bytes, then the lengths of its name and of its extra field
 _LENGTHS, _LOCAL_HEADER = struct.Struct("<HH"), 30
-_NPY_HEADER = re.compile(
-    rb"\{'descr': '([|<][a-z]\d)', 'fortran_order': False, 'shape': \(((?:\d{1,15},? ?){1,4})\), \}\s*"
-)
 
 Shape = tuple["int | None", ...]
 
@@ -36,6 +32,13 @@ def checksum(arrays: Mapping[str, np.ndarray]) -> str:
         digest.update(f"{key} {array.dtype.str} {array.shape};".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def check_digest(raw: bytes, allowed: Collection[str], label: str, kind: str = "sha256") -> None:
+    """Raises `DataCorrupted` naming `label` unless the hash of `raw`, of this `kind`, is one of `allowed`."""
+    found = hashlib.new(kind, raw, usedforsecurity=False).hexdigest()
+    if found not in allowed:
+        raise DataCorrupted(f"{label} must have the published {kind.upper()}, got {found}")
 
 
 def text_array(text: str) -> np.ndarray:
@@ -112,15 +115,14 @@ def _member(raw: bytes, bundle: zipfile.ZipFile, name: str) -> memoryview:
 
 
 def _array(member: memoryview, dtype: str) -> np.ndarray:
-    """The array of type `dtype` in the .npy file `member`, of which numpy itself evaluates the header as Python."""
-    if bytes(member[:8]) != b"\x93NUMPY\x01\x00":
+    """The array of type `dtype` in the .npy file `member`."""
+    stream = io.BytesIO(member[:HEADER_LIMIT])
+    if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("it is no .npy file of version 1.0")
-    begin = 10 + int.from_bytes(member[8:10], "little")
-    header = _NPY_HEADER.fullmatch(bytes(member[10 : min(begin, HEADER_LIMIT)]))
-    if header is None or header[1].decode() != dtype:
+    shape, by_columns, found = np.lib.format.read_array_header_1_0(stream, max_header_size=HEADER_LIMIT)
+    if by_columns or found.str != dtype:
         raise ValueError(f"its header does not promise {dtype} in C order")
-    shape = tuple(int(size) for size in header[2].replace(b",", b" ").split())
-    values = member[begin:]
+    values = member[stream.tell() :]
     if math.prod(shape) * np.dtype(dtype).itemsize != len(values):
         raise ValueError(f"it promises {shape} in {len(values)} bytes")
     return np.frombuffer(values, dtype).reshape(shape)

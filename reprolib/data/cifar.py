@@ -7,13 +7,12 @@ went through JPEG, whose pixels are not the original ones and which is called "C
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 
-from reprolib.data.arrays import Shape, array_text, read_arrays, text_array
+from reprolib.data.arrays import Shape, array_text, check_digest, read_arrays, text_array
 from reprolib.data.fetching import Arrays, Recipe
 from reprolib.data.files import DataCorrupted, Tree
 from reprolib.data.pickles import read_pickle
@@ -63,9 +62,7 @@ class CifarRecipe(Recipe):
 
     def open(self, raw: bytes, name: str, label: str) -> Tree:
         if name.lower().endswith((".tar.gz", ".tgz")):
-            digest = hashlib.md5(raw, usedforsecurity=False).hexdigest()
-            if digest not in self.archives_md5:
-                raise DataCorrupted(f"{label} is truncated, altered or another archive: MD5 {digest}")
+            check_digest(raw, self.archives_md5, label, "md5")
         return super().open(raw, name, label)
 
     def verify(self, arrays: Arrays, digest: str, label: str) -> None:
@@ -108,9 +105,7 @@ class CifarRecipe(Recipe):
         return self._checked(records[:, 1:], records[:, 0], label)
 
     def _from_pickle(self, raw: bytes, file: str, label: str) -> Content:
-        digest = hashlib.md5(raw, usedforsecurity=False).hexdigest()
-        if digest != self.pickles_md5[file]:
-            raise DataCorrupted(f"{label} is truncated or altered: MD5 {digest}, not {self.pickles_md5[file]}")
+        check_digest(raw, (self.pickles_md5[file],), label, "md5")
         batch = read_pickle(raw, label)
         try:
             return self._checked(np.asarray(batch[b"data"]), np.asarray(batch[b"labels"]), label)

@@ -18,7 +18,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
-from reprolib.data.arrays import Shape, read_arrays
+from reprolib.data.arrays import Shape, check_digest, read_arrays
 from reprolib.data.fetching import Arrays, Recipe, data_root, load_recipe
 from reprolib.data.files import DataCorrupted, Tree
 
@@ -82,9 +82,7 @@ class OrlRecipe(Recipe):
     accepted: tuple[str, ...] = (CLEAN, REPAIRED)
 
     def verify(self, arrays: Arrays, digest: str, label: str) -> None:
-        found = hashlib.sha256(arrays["images"].tobytes()).hexdigest()
-        if found not in self.accepted:
-            raise DataCorrupted(f"{label} is truncated or altered: SHA-256 of its images is {found}")
+        check_digest(arrays["images"].tobytes(), self.accepted, f"images of {label}")
         if not np.array_equal(arrays["labels"], LABELS):
             raise DataCorrupted(f"{label} is altered: its labels are not ten each of 0 .. {PEOPLE - 1}")
 

@@ -61,6 +61,11 @@ def data_root(root: str | Path | None = None) -> Path:
     return here / "data"
 
 
+def repository_root() -> Path:
+    """Folder that holds `notebooks/`, `reference/` and `results/`: `REPROLIB_ROOT`, else the one of this package."""
+    return Path(os.environ.get("REPROLIB_ROOT") or Path(__file__).parents[2]).resolve()
+
+
 class Recipe(ABC):
     """One data set on the disk: the file it is stored in, how that is verified, and what it is made from."""
 

@@ -6,7 +6,6 @@ dimension as a big-endian uint32, then the values in row-major order.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from reprolib.data.arrays import check_digest
 from reprolib.data.fetching import Arrays, Recipe
 from reprolib.data.files import DataCorrupted, Tree, gunzip
 from reprolib.data.pickles import read_pickle
@@ -70,12 +70,7 @@ class IdxRecipe(Recipe):
     def verify(self, arrays: Arrays, digest: str, label: str) -> None:
         if digest != self.digest:
             for key, array in arrays.items():
-                self._check_md5(key, encode_idx(array), label)
-
-    def _check_md5(self, key: str, content: bytes, label: str) -> None:
-        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if found != self.md5[key]:
-            raise DataCorrupted(f"{label} is truncated or altered: MD5 of its {key} {found}, not {self.md5[key]}")
+                check_digest(encode_idx(array), (self.md5[key],), f"{key} of {label}", "md5")
 
     def candidates(self, tree: Tree) -> Iterator[Callable[[], Arrays]]:
         """Takes files named as the published ones, in any sub-folder, with or without .gz, or the pickle."""
@@ -97,7 +92,7 @@ class IdxRecipe(Recipe):
                 content = tree.read(name, self.limit)
                 if name.endswith(".gz"):
                     content = gunzip(content, label, self.limit)
-                self._check_md5(key, content, label)
+                check_digest(content, (self.md5[key],), label, "md5")
                 # what has the checksum has the header, too
                 values = np.frombuffer(content, np.uint8, math.prod(self.shapes[key]), 4 + 4 * len(self.shapes[key]))
                 return values.reshape(self.shapes[key])
@@ -108,9 +103,7 @@ class IdxRecipe(Recipe):
     def _from_pickle(self, tree: Tree, name: str) -> Arrays:
         """The arrays from the gzip'd pickle `name`, whose SHA-256 is checked before it is read."""
         label, raw = f"{name} in {tree.label}", tree.read(name, self.limit)
-        digest = hashlib.sha256(raw).hexdigest()
-        if digest != self.pickle_sha256:
-            raise DataCorrupted(f"{label} is truncated or altered: SHA-256 {digest}, not {self.pickle_sha256}")
+        check_digest(raw, (self.pickle_sha256,), label)
         parts = read_pickle(gunzip(raw, label, 5 * self.limit), label)
         try:
             train, validation, test = parts

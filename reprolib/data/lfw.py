@@ -11,7 +11,6 @@ stored with them.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from tqdm import tqdm
 
 from reprolib.data import fetching
 from reprolib.data.alignment import SIZE, align
-from reprolib.data.arrays import Shape, array_text, checksum, text_array
+from reprolib.data.arrays import Shape, array_text, check_digest, checksum, text_array
 from reprolib.data.faces import FaceDataset
 from reprolib.data.fetching import Arrays, Recipe, Stored, announcer, data_root, load_recipe
 from reprolib.data.files import DataCorrupted, Tree, gunzip
@@ -116,17 +115,14 @@ class LfwRecipe(Recipe):
         """Raises `DataCorrupted` naming `label` unless `keys` are those of all images of LFW, in order."""
         if len(keys) != self.count:
             raise DataCorrupted(f"{label} has {len(keys)} images of the {self.count} of LFW")
-        digest = hashlib.sha256("".join(f"{key}\n" for key in keys).encode()).hexdigest()
-        if digest != self.keys_sha256:
-            raise DataCorrupted(f"{label} does not have the names of LFW's images: SHA-256 {digest}")
+        names = "".join(f"{key}\n" for key in keys)
+        check_digest(names.encode(), (self.keys_sha256,), f"image names of {label}")
 
     def open(self, raw: bytes, name: str, label: str) -> Tree:
         """As for every set, but a .tgz has to be that of the originals, and one from a mirror gets its landmarks."""
         if not raw.startswith(b"\x1f\x8b"):
             return super().open(raw, name, label)
-        digest = hashlib.sha256(raw).hexdigest()
-        if digest != self.archive_sha256:
-            raise DataCorrupted(f"{label} is truncated, altered or not the original lfw.tgz: SHA-256 {digest}")
+        check_digest(raw, (self.archive_sha256,), label)
         tree = Tree.tarball(raw, label)
         if label in self.mirrors:
             try:
@@ -137,9 +133,7 @@ class LfwRecipe(Recipe):
 
     def _downloaded_landmarks(self) -> Tree:
         raw = fetching.download(LANDMARKS_URL, LANDMARKS_LIMIT)
-        digest = hashlib.sha256(raw).hexdigest()
-        if digest != self.landmarks_sha256:
-            raise DataCorrupted(f"the landmarks were altered, SHA-256 {digest}")
+        check_digest(raw, (self.landmarks_sha256,), LANDMARKS_URL)
         return Tree.memory({"lfw_landmark.txt": raw}, LANDMARKS_URL)
 
     def candidates(self, tree: Tree) -> Iterator[Callable[[], Arrays]]:
@@ -189,9 +183,7 @@ class PairsRecipe(Recipe):
     sha256 = PAIRS_SHA256
 
     def verify(self, arrays: Arrays, digest: str, label: str) -> None:
-        found = hashlib.sha256(arrays["text"].tobytes()).hexdigest()
-        if found != self.sha256:
-            raise DataCorrupted(f"{label} is truncated, altered or another protocol: SHA-256 {found}")
+        check_digest(arrays["text"].tobytes(), (self.sha256,), label)
 
     def unpack(self, raw: bytes, label: str) -> Stored:
         arrays = {"text": np.frombuffer(raw, np.uint8)}

@@ -29,11 +29,6 @@ class AngleStatistics:
     inter: Estimate
     angular_fisher_score: float | None
 
-    @property
-    def intra_over_inter(self) -> float | None:
-        """Intra / Inter, free of scale, lower is better; None if all class centres agree (Inter = 0)."""
-        return float(self.intra) / float(self.inter) if self.inter > 0 else None
-
 
 def _rows(features: Array, name: str) -> torch.Tensor:
     return row_tensor(feature_rows(features, name))

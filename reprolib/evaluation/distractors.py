@@ -9,17 +9,12 @@ import numpy as np
 import torch
 
 from .._checks import Array, check_count, far_values, feature_rows, float_array, row_tensor, unit_rows
+from .features import unit_tensor
 from .intervals import Estimate, proportion
 from .roc import allowed_false_accepts, rates_above
 
 _BLOCK = 1 << 22  # cosines, or feature values, held at once
 _HALF_UNIT = 2.0**-9  # largest relative error of rounding to bfloat16
-
-
-def _units(values: Array, name: str) -> torch.Tensor:
-    """Unit rows in float32, or float64 for float64."""
-    rows = row_tensor(values)
-    return unit_rows(rows if rows.dtype == torch.float64 else rows.float(), name)
 
 
 def _screening_dtype(probes: torch.Tensor) -> torch.dtype:
@@ -31,6 +26,11 @@ def _screening_dtype(probes: torch.Tensor) -> torch.dtype:
     return probes.dtype
 
 
+def _tie(dtype: torch.dtype) -> float:
+    """What the rounding of unit vectors in `dtype` may do to a cosine: so much apart counts as a tie."""
+    return 4 * torch.finfo(dtype).eps
+
+
 def _slack(dtype: torch.dtype, dim: int) -> float:
     """Bound on the error of a cosine of unit vectors from a product in `dtype`.
 
@@ -39,7 +39,7 @@ def _slack(dtype: torch.dtype, dim: int) -> float:
     """
     if dtype == torch.bfloat16:
         return 3.01 * _HALF_UNIT + dim * 2.0**-23
-    return 4 * torch.finfo(dtype).eps * (1 + dim**0.5)
+    return _tie(dtype) * (1 + dim**0.5)
 
 
 def _products(
@@ -83,10 +83,9 @@ def _rivals(
     """How many cosines in each row are >= that of the mate, at least up to `k`, with close calls decided in float64.
 
     The matrix product rounds differently from a single dot product, so that a distractor equal to the mate
-    would win or lose by chance. What is left is the rounding of the unit vectors: 4 eps count as a tie.
+    would win or lose by chance. What is left is the rounding of the unit vectors, `_tie`.
     """
-    tie = 4 * torch.finfo(probes.dtype).eps
-    slack = _slack(cosines.dtype, probes.shape[1])
+    tie, slack = _tie(probes.dtype), _slack(cosines.dtype, probes.shape[1])
     ahead = torch.zeros(len(cosines), dtype=torch.int64, device=cosines.device)
     # a row's maximum is one cheap pass; few rows reach their mate and are counted
     rows = torch.nonzero(cosines.amax(dim=1) >= mate - slack)[:, 0]
@@ -139,7 +138,7 @@ def distractor_identification(
         check_count(size, "every entry of sizes", high=len(distractors))
     if not wanted:
         raise ValueError("sizes must not be empty")
-    probes = _units(probes, "probes")
+    probes = unit_tensor(probes, "probes")
     mates = unit_rows(row_tensor(mates).to(probes), "mates")
     mate = (probes * mates).sum(dim=1)
     ahead = torch.zeros(len(probes), dtype=torch.int64, device=probes.device)
@@ -179,7 +178,7 @@ def distractor_verification(
     rates, scalar = far_values(far)
     pairs = len(probes) * len(distractors)
     allowed = allowed_false_accepts(rates, pairs)
-    probes = _units(probes, "probes")
+    probes = unit_tensor(probes, "probes")
     keep = min(int(allowed.max()) + 1, pairs)
     parts: list[np.ndarray] = []
     held, floor = 0, -np.inf

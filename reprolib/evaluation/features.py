@@ -18,10 +18,15 @@ from .verification import fold_ids
 _CELLS = 1 << 22  # products held at once
 
 
-def unit_array(features: Array, name: str = "features") -> np.ndarray:
+def unit_tensor(features: Array, name: str) -> torch.Tensor:
     """Unit rows of `features` (N, d) in float32, or float64 for float64."""
-    rows = row_tensor(feature_rows(features, name)).cpu()
-    return unit_rows(rows if rows.dtype == torch.float64 else rows.float(), name).numpy()
+    rows = row_tensor(feature_rows(features, name))
+    return unit_rows(rows if rows.dtype == torch.float64 else rows.float(), name)
+
+
+def unit_array(features: Array) -> np.ndarray:
+    """`unit_tensor` on the CPU, as an array."""
+    return unit_tensor(features.cpu() if isinstance(features, torch.Tensor) else features, "features").numpy()
 
 
 def _both(first: Any, second: Any, names: tuple[str, str]) -> tuple[torch.Tensor, torch.Tensor, Any]:

@@ -1,4 +1,4 @@
-"""Verification over all thresholds: TAR at a fixed FAR, equal error rate, area under the curve, d'.
+"""Verification over all thresholds: TAR at a fixed FAR, equal error rate, area under the curve.
 
 With G genuine and I impostor scores, higher meaning more similar (FaceNet, equations 4 to 6):
 
@@ -229,26 +229,3 @@ def roc_auc(genuine: Array, impostor: Array, *, level: float = 0.95) -> Estimate
         low, high = clopper_pearson(value * min(sizes), min(sizes), level)
         method = f"Clopper-Pearson on {min(sizes)} disjoint pairs (DeLong's variance is zero)"
     return Estimate(value, low, high, level=level, count=sum(sizes), method=method)
-
-
-def d_prime(genuine: Array, impostor: Array, *, level: float = 0.95) -> Estimate:
-    """Decidability d' = (mean genuine - mean impostor) / sqrt((var genuine + var impostor) / 2).
-
-    Variances have ddof = 0. Unlike the other measures it changes under a monotone transform of the scores.
-    The interval is the delta method for normal scores. Raises ValueError if neither kind of score varies.
-    """
-    genuine, impostor = _score_pair(genuine, impostor)
-    means = [float(scores.mean(dtype=np.float64)) for scores in (genuine, impostor)]
-    variances = [float(scores.var(dtype=np.float64)) for scores in (genuine, impostor)]
-    pooled = sum(variances) / 2
-    # a constant float has a tiny computed variance, hence the look at the scores themselves
-    if pooled == 0 or (genuine.min() == genuine.max() and impostor.min() == impostor.max()):
-        raise ValueError("d' is undefined: neither the genuine nor the impostor scores vary")
-    value = (means[0] - means[1]) / pooled**0.5
-    # var(d') = (v_g/G + v_i/I)/V + d'^2 (v_g^2/G + v_i^2/I) / (8 V^2), with V the pooled variance
-    sizes = len(genuine), len(impostor)
-    spread = sum(v / n for v, n in zip(variances, sizes, strict=True)) / pooled
-    spread += value**2 * sum(v * v / n for v, n in zip(variances, sizes, strict=True)) / (8 * pooled**2)
-    half = stats.norm.isf((1 - checked_level(level)) / 2) * spread**0.5
-    method = "delta method for normal scores"
-    return Estimate(value, value - half, value + half, level=level, count=sum(sizes), method=method)

@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from ..data.fetching import repository_root
 from ..data.files import write_atomic
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -24,11 +25,6 @@ class UsageError(ValueError):
 def one_line(error: object) -> str:
     """The text of an error in one line."""
     return " ".join(str(error).split())
-
-
-def repository_root() -> Path:
-    """Folder that holds `notebooks/`, `results/` and `.cache/`."""
-    return Path(os.environ.get("REPROLIB_ROOT") or PACKAGE.parent).resolve()
 
 
 def _folder(variable: str, default: Path) -> Path:

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from .paths import PACKAGE
+from .paths import PACKAGE, reference_folder
 
 
 def content_hash(kind: str, *parts: str) -> str:
@@ -16,8 +16,9 @@ def content_hash(kind: str, *parts: str) -> str:
 
 
 def source_hash(package: Path = PACKAGE) -> str:
-    """SHA-256 over paths and bytes of all Python files of the package."""
+    """SHA-256 over paths and bytes of all Python files of the package, and the tuned values that its arenas read."""
     files = {file.relative_to(package).as_posix(): file.read_bytes() for file in sorted(package.rglob("*.py"))}
+    files |= {file.name: file.read_bytes() for file in reference_folder().glob("tuned.yaml")}
     return content_hash("package", *(f"{name} {hashlib.sha256(files[name]).hexdigest()}" for name in files))
 
 

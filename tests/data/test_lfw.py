@@ -200,7 +200,7 @@ def test_the_archive_of_a_mirror_is_verified_and_aligned(fake, tmp_path, network
 def test_altered_landmarks_of_the_mirror_are_not_used(fake, tmp_path, network, capsys):
     network.files = {fake.recipe.mirrors[0]: fake.tgz(), lfw.LANDMARKS_URL: fake.landmarks.replace(b"0001", b"0002")}
     assert load_lfw(tmp_path).alignment == CROPPED
-    assert "the landmarks were altered" in capsys.readouterr().err
+    assert "lfw_landmark.txt must have the published SHA256" in capsys.readouterr().err
 
 
 def altered(fake: FakeLfw, **change: bytes | None) -> dict[str, bytes]:
@@ -217,7 +217,7 @@ def test_sources_that_are_not_lfw_are_refused(fake, tmp_path):
     ramp = np.zeros((100, 100, 3), np.uint8)
     bad = {
         "has 4 images of the 5 of LFW": altered(fake, Bo_Li_0002=None),
-        "does not have the names": altered(fake, Bo_Li_0002=None, Bo_Li_0003=fake.aligned["Bo_Li_0002"]),
+        "must have the published SHA256": altered(fake, Bo_Li_0002=None, Bo_Li_0003=fake.aligned["Bo_Li_0002"]),
         "no readable JPEG or PNG": altered(fake, Bo_Li_0002=fake.aligned["Bo_Li_0002"][:200]),
         "is no readable JPEG": altered(fake, Bo_Li_0002=b"GIF89a"),
         "100 x 100 pixels, allowed are squares of 112": altered(fake, Bo_Li_0002=encoded(ramp)),
@@ -301,7 +301,7 @@ def test_a_folder_marked_read_only_is_read_and_not_written_to(fake, tmp_path, ca
 
 def test_pairs_of_another_protocol_are_refused(fake, tmp_path):
     put(tmp_path / "lfw", {"pairs.txt": PAIRS[:-1]})
-    with pytest.raises(DataUnavailable, match="another protocol"):
+    with pytest.raises(DataUnavailable, match=r"pairs\.txt must have the published SHA256"):
         lfw_pairs(tmp_path)
 
 

@@ -462,6 +462,14 @@ def test_the_whole_package_has_one_hash(package):
     assert source_hash(package) != before
 
 
+def test_the_hash_of_the_package_counts_the_tuned_values(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPROLIB_ROOT", str(tmp_path))
+    before = source_hash()
+    (tmp_path / "reference").mkdir()
+    (tmp_path / "reference" / "tuned.yaml").write_text("numbers: {}\n")
+    assert source_hash() != before
+
+
 def test_package_code_counts_by_its_source_and_what_it_captured():
     source = "def compute():\n    return part"
     other = Sources()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -17,6 +18,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 MEGABYTE = 2**20
 LONGEST_CODE_CELL = 25
 COMPARED_CELLS = 3
+LONGEST_FORMULA = 80
 MACHINE_PATH = re.compile(r"(?<![\w./-])/(?:home|root|Users|work|tmp|var|opt|mnt)/|\b[A-Z]:\\")
 PROGRESS = re.compile(r"\d+%\||\bit/s\b|\bs/it\b")
 
@@ -132,6 +134,28 @@ def test_a_notebook_begins_and_ends_its_record(path):
     starts = [source for source in sources if f'experiment.start("{path.stem}", globals())' in source]
     assert len(starts) == 1
     assert "run.finish()" in sources[-1]
+
+
+def bodies(path: Path) -> Iterator[tuple[str, str]]:
+    """Name and body of each function and class of a page that is longer than a formula; no exercises.
+
+    Its name, arguments and docstring do not tell a helper from another.
+    """
+    for cell in code_cells(path):
+        if not {"exercise", "solution"} & set(cell.metadata.get("tags", [])):
+            for node in ast.parse(re.sub(r"^[%!].*$", "", cell.source, flags=re.MULTILINE)).body:
+                if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                    body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+                    if len(text := "\n".join(map(ast.unparse, body))) > LONGEST_FORMULA:
+                        yield node.name, text
+
+
+def test_no_notebook_defines_a_helper_that_another_defines():
+    homes: dict[str, dict[str, str]] = {}
+    for path in NOTEBOOKS:
+        for name, body in bodies(path):
+            homes.setdefault(body, {})[path.stem] = name
+    assert [found for found in homes.values() if len(found) > 1] == []
 
 
 def test_the_pattern_of_machine_paths_finds_them_and_not_addresses():

@@ -15,7 +15,9 @@ from reprolib.theory.checks import (
     CheckRecord,
     check_bound,
     check_counterexample,
+    check_counterexamples,
     check_gradient,
+    check_identities,
     check_identity,
     subscribe,
     texts_for,
@@ -464,3 +466,19 @@ def test_nothing_is_printed(capsys):
     check_gradient(lambda v: v.square().sum(), draw(2), lambda v: 2.0 * v, **NAMES)
     check_bound(lambda v: v.square().sum(), 0.0, lambda g: draw(2), draws=2, steps=2, **NAMES)
     assert capsys.readouterr() == ("", "")
+
+
+def test_rows_of_one_source_are_checked_each(records):
+    rows = (("one", "1 = 1", 1.0, 1.0), ("near", "1 = 1.05", 1.0, 1.05, 0.1))
+    check_identities(texts_for("99"), "eq. 1", *rows)
+    check_counterexamples(texts_for("99"), "eq. 2", ("more", "3 <= 2", 3.0, 2.0))
+    assert [(one.id, one.source, one.kind) for one in records] == [
+        ("99.one", "eq. 1", "identity"),
+        ("99.near", "eq. 1", "identity"),
+        ("99.more", "eq. 2", "counterexample"),
+    ]
+    assert [one.tolerance for one in records] == [1e-12, 0.1, 1e-6]
+    with pytest.raises(AssertionError, match=r"99\.far"):
+        check_identities(texts_for("99"), "eq. 1", ("far", "1 = 1.05", 1.0, 1.05))
+    with pytest.raises(AssertionError, match=r"99\.less"):
+        check_counterexamples(texts_for("99"), "eq. 2", ("less", "1 <= 2", 1.0, 2.0))
