@@ -254,7 +254,7 @@ def test_the_sharp_bounds_of_the_polygon_and_the_cross_polytope():
 
 def test_the_sums_of_4_18():
     k, (s, m) = torch.arange(8, dtype=torch.float64), (12.0, 0.1)
-    polygon = (s * ((2 * math.pi * k / 8).cos() - 1 + m * (k > 0))).exp().sum()
+    polygon = (s * ((2 * math.pi * k / 8).cos() - 1 + m * (k > 0).double())).exp().sum()
     note = about("t-4.18", "inverse posterior of the polygon, of the cross-polytope", "(4.18)")
     found = [1 / centre_posteriors(w, s, m).mean() for w in (geometry.regular_polygon(8), geometry.cross_polytope(4))]
     check_identity(found, [polygon, real(1 + 6 * math.exp(-s * (1 - m)) + math.exp(-s * (2 - m)))], **note)
