@@ -7,13 +7,14 @@ same colour in every notebook.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from scipy.stats import t as student_t
 
@@ -143,6 +144,58 @@ def features_on_sphere(features, labels, *, ax: Any = None, title: str = "", max
     ax.set_box_aspect((1, 1, 1), zoom=1.35)
     ax.set_axis_off()
     ax.set_title(title)
+    return ax
+
+
+def sphere_front(
+    region: Callable[[np.ndarray], np.ndarray],
+    features=None,
+    labels=None,
+    *,
+    sight: Sequence[float],
+    ax: Axes | None = None,
+    title: str = "",
+    size: int = 500,
+) -> Axes:
+    """The unit sphere seen from the direction `sight` (3), its far side hidden: regions of classes, features on them.
+
+    `region(points)` gives the class of each of the unit vectors (n, 3), -1 for none. Features (N, 3) are normalised.
+    """
+    ax = _axes(ax)
+    towards = np.asarray(sight, dtype=float) / np.linalg.norm(sight)
+    right = np.cross([0.0, 0.0, 1.0], towards)
+    right = right / np.linalg.norm(right)
+    frame = np.stack([right, np.cross(towards, right), towards])
+    edge = np.linspace(-1.02, 1.02, size)
+    across, up = np.meshgrid(edge, edge)
+    height = 1 - across**2 - up**2
+    depth = np.sqrt(height.clip(0))
+    classes = np.full((size, size), -1)
+    classes[height > 0] = region(np.stack([across, up, depth], -1)[height > 0] @ frame)
+    palette = np.array([to_rgb(class_color(index)) for index in range(len(CLASS_COLORS))])
+    painted = np.where(classes[..., None] < 0, 0.94, 0.45 * palette[classes % len(palette)] + 0.55)
+    pixels = np.concatenate([painted * (0.8 + 0.2 * depth[..., None]), (height > 0)[..., None]], -1)
+    ax.imshow(pixels, origin="lower", extent=(-1.02, 1.02, -1.02, 1.02))
+    if features is not None:
+        points, own = _points(features, labels, 3, True, 4000)
+        x, y, z = frame @ points.T
+        ax.scatter(x[z > 0], y[z > 0], s=3, alpha=0.6, linewidths=0, c=[class_color(int(c)) for c in own[z > 0]])
+    ax.set_axis_off()
+    ax.set_title(title)
+    return ax
+
+
+def ranked(values: Mapping[str, float], *, ax: Axes | None = None, spans: Mapping[str, Any] | None = None) -> Axes:
+    """Named values in rising order, one a line; `spans`, by name, are (low, high) stretches of the axis, shaded."""
+    ax = _axes(ax)
+    ordered = sorted(values, key=lambda name: values[name])
+    for index, (name, (low, high)) in enumerate((spans or {}).items()):
+        ax.axvspan(low, high, color=class_color(3 - index), alpha=0.15, linewidth=0)
+        ax.text((low + high) / 2, len(ordered) - 0.3, name, ha="center", va="bottom", fontsize=8)
+    for row, name in enumerate(ordered):
+        ax.plot(values[name], row, "o", color=class_color(0), markersize=6)
+    ax.set_yticks(range(len(ordered)), ordered, fontsize=8)
+    ax.set_ylim(-0.6, len(ordered) + 0.6)
     return ax
 
 

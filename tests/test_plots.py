@@ -71,6 +71,28 @@ def test_sphere():
     assert ax.name == "3d" and ax.get_title() == "sphere"
 
 
+def test_front_of_a_sphere_hides_the_far_side_and_shows_the_regions():
+    def halves(points):
+        assert np.allclose(np.linalg.norm(points, axis=1), 1)
+        return np.where(points[:, 2] > 0, 0, -1)
+
+    features, labels = np.array([[3.0, 0, 0], [-1.0, 0, 0], [1.0, 0, 2.0]]), np.array([1, 2, 3])
+    ax = plots.sphere_front(halves, features, labels, sight=[2.0, 0, 0], title="front", size=101)
+    # what looks at the viewer, in the frame of the page: (1, 0, 0) in the middle, (1, 0, 2) above it
+    assert np.allclose(ax.collections[0].get_offsets(), [[0, 0], [0, 2 / 5**0.5]])
+    pixels = ax.images[0].get_array()
+    assert pixels[0, 0, 3] == 0 and pixels[50, 50, 3] == 1
+    assert np.ptp(pixels[20, 50, :3]) < 1e-12 < np.ptp(pixels[80, 50, :3])
+    assert ax.get_title() == "front"
+
+
+def test_ranked_values_rise_and_spans_are_named():
+    ax = plots.ranked({"b": 2.0, "a": 1.0}, spans={"low": (0, 0.5)})
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"]
+    assert [float(line.get_xdata()[0]) for line in ax.lines] == [1.0, 2.0]
+    assert [text.get_text() for text in ax.texts] == ["low"]
+
+
 def test_curves_and_scales():
     x = np.linspace(1, 10, 20)
     ax = plots.curves(x, {"a": x, "b": x**2}, logy=True, xlabel="x", ylabel="y")
