@@ -3,6 +3,7 @@
 # make test-slow   the tests that take a minute or more each
 # make lint        check style, format and types
 # make lines       code lines of each part of the library
+# make book        install what the book needs, build it into build/book/html (no notebook is run)
 # make clean       remove what was built and cached; data and results stay
 #
 # PYTHON=python3.12 chooses the interpreter of a new .venv; PIP_ARGS="..." goes to pip install; WORKERS=1 runs the
@@ -14,12 +15,12 @@ WORKERS ?= auto
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-PACKAGES := --constraint constraints.txt --editable ".[notebooks,test,bench,dev]"
+PACKAGES := --constraint constraints.txt --editable ".[notebooks,test,bench,dev,data]"
 
 # Compiled modules are kept, whatever the user's setting: else each of the many kernels would compile torch again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: reproduce test test-slow lint lines clean data
+.PHONY: reproduce test test-slow lint lines book clean data
 .DELETE_ON_ERROR:
 
 reproduce: data
@@ -47,6 +48,13 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "Python 3.10 or newer is needed; choose one with make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --disable-pip-version-check --no-compile $(PIP_ARGS) $(PACKAGES)
+	touch $@
+
+book: $(VENV)/.book
+	$(RUN) -m book.build
+
+$(VENV)/.book: $(STAMP)
+	$(RUN) -m pip install --disable-pip-version-check --no-compile $(PIP_ARGS) --constraint constraints.txt --editable ".[book]"
 	touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: `python -m benchmarks {heads,miners,search,tar,popular,partial_fc,table}`."""
+"""Command line of the benchmarks: `python -m benchmarks {heads,miners,search,tar,popular,partial_fc,loaders,table}`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import torch
 
-from benchmarks import heads, miners, partial_fc, popular, search, table, tar
+from benchmarks import heads, loaders, miners, partial_fc, popular, search, table, tar
 from reprolib.data.files import write_atomic
 
 BENCHES = {
@@ -21,6 +21,7 @@ BENCHES = {
     "tar": tar,
     "popular": popular,
     "partial_fc": partial_fc,
+    "loaders": loaders,
 }
 
 

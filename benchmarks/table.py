@@ -23,7 +23,10 @@ CURRENT = {
     "miners": "rounds",
     "tar": "ours_to",
     "search": "ours_to",
+    "loaders": "large",
 }
+# of the formats these are shown
+LOADERS = ("rec, one by one", "rec, random", "tar, stream")
 SHOWN_ANGLES = (20, 35, 50, 90, 150)
 
 
@@ -129,6 +132,20 @@ def _search_rows(run: Document) -> list[str]:
     return rows or [f"| {what} | {mine} | {run['missing']} | |"]
 
 
+def _loader_rows(run: Document) -> list[str]:
+    what, seconds = f"{run['images']:,} JPEG faces of 112 x 112 read", run["seconds"]
+    rows = [
+        f"| {what}: {kind} | {_seconds(seconds[kind])} | {peer}: {_seconds(seconds[peer])} | {number(value)} |"
+        for kind in LOADERS
+        for peer, value in run["ours_to"].get(kind, {}).items()
+    ]
+    large = run["large"]
+    if "failed" in large:
+        return rows
+    opened = f"{large['index']:.2g} s, labels {large['labels']:.2g} s, {large['mebibytes']:.0f} MiB"
+    return [*rows, f"| records of {large['images']:,} images opened | {opened} | | |"]
+
+
 ROWS: dict[str, Callable[[Document], list[str]]] = {
     "heads": _head_rows,
     "partial_fc": _partial_fc_rows,
@@ -136,6 +153,7 @@ ROWS: dict[str, Callable[[Document], list[str]]] = {
     "miners": _miner_rows,
     "tar": _tar_rows,
     "search": _search_rows,
+    "loaders": _loader_rows,
 }
 
 

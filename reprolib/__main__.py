@@ -1,4 +1,4 @@
-"""Command line of the suite: `python -m reprolib {fetch,run,report,claims,verify}`."""
+"""Command line of the suite: `python -m reprolib {fetch,run,report,claims,verify,train}`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ VERIFY_HELP = """Prints the cross-validated accuracy in three conventions, TAR a
 area under the ROC curve, each with its interval, and writes verification.json and roc.png. EMBEDDINGS is a file of
 numpy.savez with the arrays embeddings, floating point (N, d), and names (or paths), strings (N,), such as Ann_0001 or
 lfw/Ann/Ann_0001.jpg. Image i of a person in LFW's pairs.txt is looked up as Name_%04d. A plain list has lines
-'name_a name_b same' with same 1 or 0."""
+'name_a name_b same' with same 1 or 0. With --model and --images the embeddings are made first, of the aligned images
+in FOLDER by a checkpoint of `train`, and kept as embeddings.npz."""
+
+TRAIN_HELP = """Trains as CONFIG.yaml says, or goes on from the checkpoint in its output folder; recipes/ holds one file
+a table row of the papers. Several processes: torchrun --nproc-per-node 4 -m reprolib train CONFIG.yaml. Ctrl-C and
+SIGTERM leave a checkpoint at the end of the step."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,7 +44,7 @@ def _count(text: str) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="reprolib", description="Fetch the data, run the notebooks, report what they found.")
     parser.add_argument("--version", action="version", version=f"reprolib {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{fetch,run,report,claims,verify}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{fetch,run,report,claims,verify,train}")
 
     fetch = commands.add_parser("fetch", help="fetch data sets and verify them")
     known = "mnist, fashion_mnist, orl, lfw, cifar10 (default: mnist orl)"
@@ -56,22 +61,42 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--results", metavar="DIR", help="folder of the results (default: results/)")
     run.add_argument("--save-outputs", action="store_true", help="put the outputs into the notebooks")
     run.add_argument("--at-once", type=_count, default=1, metavar="N", help="notebooks at the same time (default: 1)")
+    run.add_argument("--dask", metavar="ADDRESS", help="make the runs on the cluster of this Dask scheduler")
     run.set_defaults(action=_run)
 
     report = commands.add_parser("report", help="table of the recorded results, also written as Markdown")
     claims = commands.add_parser("claims", help="the papers' claims with criterion, values and verdict")
     claims.add_argument("--paper", metavar="TEXT", help="only papers whose name contains TEXT")
+    report.add_argument("--html", type=Path, metavar="FILE", help="write the report as one HTML page")
+    report.add_argument(
+        "--commit", action="store_true", help="bring README and reference/<profile>/report.md up to date"
+    )
     for command, action in ((report, _report), (claims, _claims)):
         command.add_argument("--profile", help=PROFILE_HELP)
         command.set_defaults(action=action)
 
     verify = commands.add_parser("verify", help="verification report for your embeddings", description=VERIFY_HELP)
-    verify.add_argument("embeddings", metavar="EMBEDDINGS", help=".npz file with embeddings (N, d) and names (N,)")
-    verify.add_argument("pairs", metavar="PAIRS", help="LFW's pairs.txt, or lines of 'name_a name_b same'")
+    verify.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="EMBEDDINGS PAIRS: an .npz file with embeddings (N, d) and names (N,), and LFW's pairs.txt or lines of "
+        "'name_a name_b same'; with --model PAIRS alone",
+    )
+    verify.add_argument("--model", metavar="CHECKPOINT", help="checkpoint.pt of train, to make the embeddings")
+    verify.add_argument("--images", metavar="FOLDER", help="the images of the pairs, aligned as for training")
     verify.add_argument("--output", metavar="FOLDER", default="verification", help="default: verification/")
     verify.add_argument("--far", type=float, nargs="+", metavar="RATE", help="default: 0.001 0.01 0.1")
     verify.add_argument("--folds", type=int, default=10, metavar="K", help="folds of a plain list (default: 10)")
     verify.set_defaults(action=_verify)
+
+    train = commands.add_parser("train", help="train on a face set as a file says", description=TRAIN_HELP)
+    train.add_argument("config", metavar="CONFIG.yaml", help="what to train on what, and how")
+    train.add_argument(
+        "-p", dest="values", action="append", default=[], metavar="NAME=VALUE", help="one value, as data.path=faces"
+    )
+    train.add_argument("--device", metavar="DEVICE", help="cpu, cuda (default: REPROLIB_DEVICE, else what there is)")
+    train.set_defaults(action=_train)
     return parser
 
 
@@ -87,6 +112,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from reprolib.experiment.parameters import parse_overrides
     from reprolib.experiment.runner import run_notebooks
 
+    if arguments.dask:
+        from reprolib.experiment import cluster
+
+        with cluster.connected(arguments.dask):
+            os.environ[cluster.VARIABLE] = arguments.dask
     outcomes = run_notebooks(
         arguments.notebooks,
         arguments.profile,
@@ -100,12 +130,22 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from reprolib.experiment.report import load_records, overview, write_report
+    from reprolib.experiment import report
+    from reprolib.experiment.paths import write_atomically
 
-    records = load_records(arguments.profile)
-    print(overview(records))
+    records = report.load_records(arguments.profile)
+    print(report.overview(records))
+    if arguments.html is not None:
+        write_atomically(arguments.html, report.html_report(records))
+        print(f"\nwritten to {arguments.html}")
+    if arguments.commit:
+        print(
+            "\n".join(
+                ["", *(f"written to {os.path.relpath(path)}" for path in report.commit_report(arguments.profile))]
+            )
+        )
     try:
-        path = write_report(records)
+        path = report.write_report(records)
     except OSError as error:
         print(f"reprolib report: the full report is not kept: {error}", file=sys.stderr)
     else:
@@ -123,9 +163,37 @@ def _claims(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     from reprolib import verify
 
-    fars = arguments.far or verify.DEFAULT_FARS
-    print(verify.run(arguments.embeddings, arguments.pairs, arguments.output, fars, arguments.folds))
+    fars, files = arguments.far or verify.DEFAULT_FARS, arguments.files
+    wanted = 2 if arguments.model is None else 1
+    if (arguments.model is None) != (arguments.images is None) or len(files) != wanted:
+        raise ValueError("verify must get EMBEDDINGS PAIRS, or --model CHECKPOINT --images FOLDER PAIRS")
+    if arguments.model is None:
+        print(verify.run(files[0], files[1], arguments.output, fars, arguments.folds))
+        return 0
+    from reprolib.embeddings import embed_folder
+
+    made = embed_folder(arguments.model, arguments.images, Path(arguments.output) / "embeddings.npz")
+    print(verify.run(made, files[0], arguments.output, fars, arguments.folds))
     return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from reprolib import config
+    from reprolib.experiment.strict_yaml import parse_yaml, read_yaml
+    from reprolib.loop import train
+
+    values = read_yaml(Path(arguments.config), arguments.config)
+    for pair in arguments.values:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ValueError(f"a value must be given as -p name=value, got {pair!r}")
+        config.override(values, name, parse_yaml(text, f"the value of {name}"))
+    outcome = train(
+        config.parse(values, arguments.config), device=arguments.device or os.environ.get("REPROLIB_DEVICE")
+    )
+    for name, accuracy in outcome.results.items():
+        print(f"{name}: {100 * accuracy:.2f} %")
+    return 0 if outcome.stopped is None else 128 + outcome.stopped
 
 
 class Stopped(KeyboardInterrupt):
@@ -182,8 +250,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
     except ModuleNotFoundError as error:
-        needed = f"needs the package {error.name!r}; pip install 'reprolib[notebooks]' brings it"
-        print(f"reprolib {chosen.command}: this command {needed}", file=sys.stderr)
+        needed = f"this command needs the package {error.name!r}; pip install 'reprolib[notebooks]' brings it"
+        # a format of files says itself what it needs
+        print(f"reprolib {chosen.command}: {error if 'pip install' in str(error) else needed}", file=sys.stderr)
         return 1
     except (ValueError, RuntimeError, OSError) as error:
         print(f"reprolib {chosen.command}: {' '.join(str(error).split())}", file=sys.stderr)

@@ -8,10 +8,18 @@ from pathlib import Path
 import pytest
 
 from benchmarks import table
+from reprolib.experiment import report
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RECORDS = sorted((ROOT / "reference" / "standard").glob("*.json"))
+
+
+def test_the_table_of_notebooks_is_the_one_that_the_report_makes():
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in RECORDS]
+    assert report.with_counts(README, records) == README
+    made = report.markdown_report(report.load_records("standard", committed=True))
+    assert made == (ROOT / "reference" / "standard" / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)

@@ -1,6 +1,6 @@
-"""Face sets of any size on the reader's disk, as data sets of PyTorch: MXNet records and folders of images.
+"""Face sets of any size on the reader's disk, as data sets of PyTorch: `open_faces` and the records of MXNet.
 
-    faces = open_faces("ms1m-retinaface-t1")            # a .rec file, a folder with train.rec, or one folder a person
+    faces = open_faces("ms1m-retinaface-t1")            # a .rec file, a folder with train.rec, tars, a zip, ...
     loader = DataLoader(faces, batch_size=128, shuffle=True, num_workers=4)
 
 Nothing but an index of numbers stays in memory, files are opened when first needed, in each worker anew, and a pickle
@@ -15,116 +15,26 @@ noticed, nor can the end of a file that lost whole records together with its .id
 from __future__ import annotations
 
 import math
-import mmap
-import os
 import re
 import warnings
-from abc import abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
-from reprolib.data.files import DataCorrupted
-from reprolib.data.pixels import decode_tensor, is_encoded
-from reprolib.data.recordio import (
-    LABEL_LIMIT,
-    LENGTH_LIMIT,
-    Record,
-    first_labels,
-    read_index,
-    read_record,
-    scan_records,
-)
+from reprolib.data.archives import FaceArchives
+from reprolib.data.facebin import FacePairs, load_facebin
+from reprolib.data.faceimages import FaceImages
+from reprolib.data.files import DataCorrupted, MappedFile, several
+from reprolib.data.folders import FaceFolder, FaceList
+from reprolib.data.lmdb_sets import FaceLmdb
+from reprolib.data.parquet import FaceParquet, load_parquet_pairs
+from reprolib.data.recordio import LABEL_LIMIT, Record, first_labels, read_index, read_record, scan_records
 
 _BLOCK = 2**18
 _PROPERTY = re.compile(r"\ufeff?\s*([1-9]\d{0,7})(?:[,\s]+\d{1,5}){0,3}\s*")
-_SUFFIXES = (".jpg", ".jpeg", ".png")
-
-
-class FaceImages(Dataset[tuple[torch.Tensor, int]]):
-    """Images and the class of each: `len`, `labels`, `num_classes`, `image`, `damaged`; item i is both of i.
-
-    `skip` are the keys of images to leave out, as `damaged` finds them: whole numbers for records, relative paths for
-    folders. Raises `ValueError` for a key that is not there.
-    """
-
-    def __init__(self, path: str | Path, skip: Collection[int] | Collection[str] = ()) -> None:
-        self.path = Path(path)
-        self.skip = frozenset(skip)
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path, "skip": self.skip}
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @property
-    @abstractmethod
-    def labels(self) -> torch.Tensor:
-        """Class of each image, int64 (N,); no image is decoded."""
-
-    @property
-    @abstractmethod
-    def num_classes(self) -> int:
-        """Number of classes, at least the highest label + 1."""
-
-    @abstractmethod
-    def key(self, row: int) -> int | str:
-        """What names image `row` on the disk."""
-
-    @abstractmethod
-    def _name(self, row: int) -> str: ...
-
-    @abstractmethod
-    def _place(self, row: int) -> int:
-        """Where image `row` lies on the disk: files are read in this order."""
-
-    @abstractmethod
-    def _read(self, row: int) -> tuple[int, bytes]:
-        """Label and encoded image of image `row`."""
-
-    def _left(self, keys: Sequence[Any] | np.ndarray) -> np.ndarray:
-        """Rows of `keys` without those to skip."""
-        if not self.skip:
-            return np.arange(len(keys))
-        if missing := self.skip.difference(keys):
-            raise ValueError(f"skip must hold keys of images in {self.path}, got {sorted(missing, key=str)[0]!r}")
-        return np.flatnonzero([key not in self.skip for key in keys])
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        if not 0 <= i < len(self):
-            raise IndexError(f"i must be from 0 to {len(self) - 1}, got {i}")
-        label, raw = self._read(i)
-        return decode_tensor(raw, self._name(i)), label
-
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, int]]:
-        """The items at `indices`, in that order, read in the order in which they lie on the disk."""
-        items = {i: self[i] for i in sorted(indices, key=self._place)}
-        return [items[i] for i in indices]
-
-    def image(self, i: int) -> torch.Tensor:
-        """Image `i` of 0 .. N - 1 as uint8 (3, H, W), RGB; raises `IndexError` for another index."""
-        return self[i][0]
-
-    def damaged(self, pixels: bool = False) -> dict[int | str, str]:
-        """Key of each image that cannot be read, and why; with `pixels` every image is decoded for it.
-
-        `type(self)(path, skip=...)` is the set without them.
-        """
-        found: dict[int | str, str] = {}
-        for row in sorted(range(len(self)), key=self._place):
-            try:
-                _, raw = self._read(row)
-                if pixels:
-                    decode_tensor(raw, self._name(row))
-            except DataCorrupted as error:
-                found[self.key(row)] = str(error)
-        return found
 
 
 class FaceRecords(FaceImages):
@@ -136,26 +46,27 @@ class FaceRecords(FaceImages):
     `OSError` for one that cannot be opened; labels are there even if images are not.
     """
 
-    def __init__(self, path: str | Path, skip: Collection[int] = ()) -> None:
-        super().__init__(path, skip)
+    def __init__(self, path: str | Path, skip: Collection[int] = (), index: str | Path | None = None) -> None:
+        super().__init__(path, skip, index)
         if self.path.is_dir():
             self.path = self.path / "train.rec"
 
     @cached_property
-    def _mapped(self) -> mmap.mmap:
-        with open(self.path, "rb") as stream:
-            if os.fstat(stream.fileno()).st_size == 0:
-                raise DataCorrupted(f"{self.path} is empty")
-            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        _advise(mapped, "MADV_RANDOM")
-        return mapped
+    def _file(self) -> MappedFile:
+        file = MappedFile(self.path)
+        file.read_at_random()
+        return file
+
+    def _read_ahead(self) -> None:
+        self._file.read_at_random(False)
 
     @property
     def _bytes(self) -> memoryview:
-        """The mapped bytes; to touch those of a file that was cut off since would end the process by SIGBUS."""
-        if self._mapped.size() < len(self._mapped):
-            raise DataCorrupted(f"{self.path} was cut off to {self._mapped.size()} bytes while it was open")
-        return memoryview(self._mapped)
+        return self._file.view
+
+    def _files(self) -> list[Path]:
+        beside = (self.path.with_suffix(".idx"), self.path.with_name("property"))
+        return [self.path, *(path for path in beside if path.is_file())]
 
     @cached_property
     def _index(self) -> tuple[np.ndarray, np.ndarray, Path]:
@@ -236,8 +147,9 @@ class FaceRecords(FaceImages):
     def _name(self, row: int) -> str:
         return f"record {self.key(row)} of {self.path}"
 
-    def _place(self, row: int) -> int:
-        return int(self._index[1][self._images[row]])
+    @cached_property
+    def _places(self) -> np.ndarray:
+        return self._index[1][self._images]
 
     def _label(self, row: int, value: float) -> int:
         limit = self._property or LABEL_LIMIT
@@ -249,27 +161,27 @@ class FaceRecords(FaceImages):
 
     def _read(self, row: int) -> tuple[int, bytes]:
         record = self._record(self._images[row])
-        raw = bytes(record.image)
-        if not is_encoded(raw):
-            raise DataCorrupted(f"{self._name(row)} holds neither a JPEG nor a PNG file")
         label = self._label(row, record.labels[0])
         if "labels" in self.__dict__ and label != self.labels[row]:
             raise DataCorrupted(f"{self._name(row)} has the label {label}, its identity {self.labels[row]}")
-        return label, raw
+        return label, bytes(record.image)
 
     @cached_property
     def labels(self) -> torch.Tensor:  # type: ignore[override]
         """Class of each image, int64 (N,), as stored: from both ends of each identity, else from all records."""
+        return torch.from_numpy(self._indexed(lambda: {"labels": self._all_labels()})["labels"])
+
+    def _all_labels(self) -> np.ndarray:
         values = self._labels_of_identities()
         if values is None:
-            _advise(self._mapped, "MADV_SEQUENTIAL")
+            self._file.read_at_random(False)
             values = self._first_labels(self._images)
-            _advise(self._mapped, "MADV_RANDOM")
+            self._file.read_at_random()
         wrong = ~((values >= 0) & (values < (self._property or LABEL_LIMIT)) & (values == np.floor(values)))
         for row in np.flatnonzero(wrong).tolist():
             # a record that is damaged says so itself
             values[row] = self._label(row, self._record(self._images[row]).labels[0])
-        return torch.from_numpy(values.astype(np.int64))
+        return values.astype(np.int64)
 
     def _first_labels(self, places: np.ndarray) -> np.ndarray:
         """First label of the records at `places` of the index, NaN for those that are damaged."""
@@ -308,12 +220,6 @@ class FaceRecords(FaceImages):
         return self._property or int(self.labels.max()) + 1
 
 
-def _advise(mapped: mmap.mmap, advice: str) -> None:
-    """How the file will be read, where the system takes advice: without it each access reads pages around its own."""
-    if hasattr(mmap, advice):
-        mapped.madvise(getattr(mmap, advice))
-
-
 def exact_stop(value: float, keys: np.ndarray, has_image: Callable[[int], bool]) -> int:
     """The end of the keys of images that a header states as `value`, a float32, which from 2^24 on is rounded.
 
@@ -324,74 +230,29 @@ def exact_stop(value: float, keys: np.ndarray, has_image: Callable[[int], bool])
     return next(ends, int(min(value, 2.0**62)))
 
 
-class FaceFolder(FaceImages):
-    """The JPEG and PNG files in the folder `path`, one sub-folder a class, in alphabetical order, as in ImageFolder.
+def open_faces(
+    path: str | Path, skip: Collection[int] | Collection[str] = (), index: str | Path | None = None
+) -> FaceImages:
+    """The face set at `path`, by its name and contents.
 
-    `classes` are the names of the sub-folders. Raises `ValueError` for a folder without images.
+    A .rec file or a folder with train.rec; .tar files (also compressed) or a .zip, several as `set-*.tar`, as
+    `set-{000..012}.tar` or as their folder; .parquet files likewise; an LMDB (a folder with data.mdb, or a .lmdb or
+    .mdb file); a .lst or .tsv list; else a folder with one folder a class. `skip` and `index` as `FaceImages` has them.
     """
-
-    @cached_property
-    def _found(self) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-        """Classes; relative paths as fixed-width UTF-8, which takes a tenth of a list of texts; label of each."""
-        classes: list[str] = []
-        names: list[bytes] = []
-        labels: list[int] = []
-        for folder in sorted(entry.name for entry in os.scandir(self.path) if entry.is_dir()):
-            files = [
-                os.path.relpath(os.path.join(base, file), self.path)
-                for base, _, found in os.walk(self.path / folder)
-                for file in found
-                if file.lower().endswith(_SUFFIXES)
-            ]
-            if files:
-                labels += [len(classes)] * len(files)
-                names += [os.fsencode(file) for file in sorted(files)]
-                classes.append(folder)
-        if not names:
-            raise ValueError(f"path must hold one folder a class with JPEG or PNG files, got {self.path}")
-        kept = self._left([os.fsdecode(name) for name in names] if self.skip else names)
-        return tuple(classes), np.array(names)[kept], np.array(labels)[kept]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their labels."""
-        return self._found[0]
-
-    def __len__(self) -> int:
-        return len(self._found[1])
-
-    @property
-    def labels(self) -> torch.Tensor:
-        """Class of each image, int64 (N,): the place of its folder in `classes`."""
-        return torch.from_numpy(self._found[2])
-
-    @property
-    def num_classes(self) -> int:
-        """Number of sub-folders with images."""
-        return len(self.classes)
-
-    def key(self, row: int) -> str:
-        """The path of image `row`, relative to the folder."""
-        return os.fsdecode(bytes(self._found[1][row]))
-
-    def _name(self, row: int) -> str:
-        return str(self.path / self.key(row))
-
-    def _place(self, row: int) -> int:
-        return row
-
-    def _read(self, row: int) -> tuple[int, bytes]:
-        name = self._name(row)
-        with open(name, "rb") as stream:
-            raw = stream.read(LENGTH_LIMIT + 1)
-        if len(raw) > LENGTH_LIMIT or not is_encoded(raw):
-            raise DataCorrupted(f"{name} is neither a JPEG nor a PNG file of at most {LENGTH_LIMIT} bytes")
-        return int(self._found[2][row]), raw
-
-
-def open_faces(path: str | Path, skip: Collection[int] | Collection[str] = ()) -> FaceRecords | FaceFolder:
-    """The face set at `path`: records for a .rec file or a folder with train.rec, else a folder with one a class."""
     path = Path(path)
     if path.suffix == ".rec" or (path / "train.rec").is_file():
-        return FaceRecords(path, skip)  # type: ignore[arg-type]
-    return FaceFolder(path, skip)
+        return FaceRecords(path, skip, index)  # type: ignore[arg-type]
+    if (path / "data.mdb").is_file() or path.suffix in (".lmdb", ".mdb"):
+        return FaceLmdb(path, skip, index)
+    if path.suffix in (".lst", ".tsv"):
+        return FaceList(path, skip, index)
+    for kind in (FaceArchives, FaceParquet):
+        if several(path, kind.suffixes):
+            return kind(path, skip, index)
+    return FaceFolder(path, skip, index)
+
+
+def open_pairs(path: str | Path) -> FacePairs:
+    """The verification pairs at `path`: a .bin file of insightface, or .parquet files with image1, image2 and label."""
+    path = Path(path)
+    return load_parquet_pairs(path) if several(path, FaceParquet.suffixes) else load_facebin(path)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import mmap
 import os
+import re
 import secrets
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -24,6 +27,58 @@ class DataUnavailable(RuntimeError):
 
 class DataCorrupted(ValueError):
     """A file is truncated, altered or not of the format its name promises."""
+
+
+def several(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files with one of `suffixes` that `path` names: itself, a pattern, a range in braces, or all of a folder.
+
+    `set-*.tar` and `set-{000..012}.tar` are patterns. Of a folder only if it has no folders in it, else none.
+    """
+    if path.is_dir():
+        entries = sorted(path.iterdir())
+        found = [] if any(entry.is_dir() for entry in entries) else entries
+    elif match := re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", path.name):
+        before, first, last, behind = match.groups()
+        numbers = range(int(first), int(last) + 1)
+        found = [path.with_name(f"{before}{number:0{len(first)}}{behind}") for number in numbers]
+    elif "*" in path.name:
+        found = sorted(path.parent.glob(path.name))
+    else:
+        found = [path]
+    return [one for one in found if one.name.lower().endswith(suffixes)]
+
+
+class MappedFile:
+    """The bytes of the file `path`, mapped when first asked for: `view`. Processes may share it.
+
+    Raises `DataCorrupted` for a file that is empty or was cut off since, and `OSError` for one that cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[type[MappedFile], tuple[Path]]:
+        return MappedFile, (self.path,)
+
+    @cached_property
+    def _mapped(self) -> mmap.mmap:
+        with open(self.path, "rb") as stream:
+            if os.fstat(stream.fileno()).st_size == 0:
+                raise DataCorrupted(f"{self.path} is empty")
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+    @property
+    def view(self) -> memoryview:
+        """The mapped bytes; to touch those of a file that was cut off since would end the process by SIGBUS."""
+        if self._mapped.size() < len(self._mapped):
+            raise DataCorrupted(f"{self.path} was cut off to {self._mapped.size()} bytes while it was open")
+        return memoryview(self._mapped)
+
+    def read_at_random(self, yes: bool = True) -> None:
+        """How the file will be read, where the system takes advice: else each access reads pages around its own."""
+        advice = "MADV_RANDOM" if yes else "MADV_SEQUENTIAL"
+        if hasattr(mmap, advice):
+            self._mapped.madvise(getattr(mmap, advice))
 
 
 class Tree:

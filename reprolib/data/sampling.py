@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from reprolib._checks import check_count
+from reprolib._checks import check_choice, check_count
 
 PAIR_LIMIT = 2**26
 
@@ -99,23 +99,30 @@ class PKSampler:
 
     Iterating yields int64 index tensors (P * K,), class after class; one pass has `len(labels) // (P * K)`
     batches. The classes are dealt like cards, and so are each class's images: nothing comes again before
-    the deck has too few left. Raises `ValueError` for P < 2, K < 2, fewer than P classes, or a class with
-    fewer than K images. Source: the batches of A. Hermans, L. Beyer, B. Leibe, "In Defense of the Triplet
-    Loss", 2017.
+    the deck has too few left. `few` says what becomes of a class with fewer than K images: "error"; "leave out";
+    "repeat", where its images come more than once in a batch, which makes pairs at distance 0 (a class with one
+    image is left out then, too). `left_out` are the classes that never come.
+
+    Raises `ValueError` for P < 2, K < 2, fewer than P classes, and with "error" for such a class. Source: the
+    batches of A. Hermans, L. Beyer, B. Leibe, "In Defense of the Triplet Loss", 2017.
     """
 
-    def __init__(self, labels: torch.Tensor, P: int, K: int, generator: torch.Generator) -> None:
+    def __init__(self, labels: torch.Tensor, P: int, K: int, generator: torch.Generator, few: str = "error") -> None:
         labels = _checked(labels)
+        check_choice(few, "few", ("error", "leave out", "repeat"))
         if P < 2 or K < 2:
             raise ValueError(f"P and K must be at least 2 (classes, images of each), got P = {P}, K = {K}")
-        self._members = list(_members(labels).items())
+        least = {"error": 1, "leave out": K, "repeat": 2}[few]
+        classes = _members(labels)
+        self._members = [(label, members) for label, members in classes.items() if len(members) >= least]
+        self.left_out = tuple(label for label, members in classes.items() if len(members) < least)
         if len(self._members) < P:
             raise ValueError(f"the labels have {len(self._members)} classes, fewer than P = {P}")
         for label, members in self._members:
-            if len(members) < K:
+            if len(members) < K and few == "error":
                 raise ValueError(f"class {label} has {len(members)} images, fewer than K = {K}")
         self._device = labels.device
-        self._batches = len(labels) // (P * K)
+        self._batches = sum(len(members) for _, members in self._members) // (P * K)
         self.P, self.K, self.generator = P, K, generator
 
     def __len__(self) -> int:
@@ -130,7 +137,7 @@ class PKSampler:
 
 
 class _Deck:
-    """Deals distinct items; shuffles all of them anew when fewer than asked are left."""
+    """Deals distinct items, all of them before one twice; shuffles them anew when fewer than asked are left."""
 
     def __init__(self, items: torch.Tensor, generator: torch.Generator) -> None:
         self._items, self._generator = items, generator
@@ -138,7 +145,9 @@ class _Deck:
 
     def deal(self, count: int) -> torch.Tensor:
         if len(self._left) < count:
-            self._left = self._items[torch.randperm(len(self._items), generator=self._generator)]
+            rounds = -(-count // len(self._items))
+            mixed = [torch.randperm(len(self._items), generator=self._generator) for _ in range(rounds)]
+            self._left = self._items[torch.cat(mixed)]
         hand, self._left = self._left[:count], self._left[count:]
         return hand
 

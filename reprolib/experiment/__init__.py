@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from . import cluster
 from .cache import CachedFunction, RunCache, seed_everything
 from .claims import load_claims
 from .exercises import Grade
@@ -27,6 +28,7 @@ from .paths import UsageError, cache_folder, results_folder, write_atomically
 from .record import Record, TableView, checks_view, claims_view, dumps, table_view
 from .reference import load_reference
 from .runs import LINED_PROFILES, RunLines, runs_file
+from .trained import TRAINED_COLUMNS, trained_rows
 from .workers import call_each, start_processes, use_one_thread, worker_count
 
 __all__ = ["Experiment", "UsageError", "start"]
@@ -57,7 +59,7 @@ class Experiment:
         self.record = Record()
         self.grade = Grade()
         self.workers = worker_count(self.profile, device)
-        if self.workers > 1:
+        if self.workers > 1 and not cluster.address():
             # They come up while the notebook is still deriving and checking, which takes one core.
             start_processes(self.workers)
         self._final = dict(parameters)
@@ -97,11 +99,16 @@ class Experiment:
 
         rows: one tuple of arguments a call (a single argument may stand for itself). The calls that come after find
         their runs in the cache, and without this line make them themselves, with the same result. Rows whose runs are
-        stored already are left out; with one worker or one row left nothing happens here.
+        stored already are left out; with one worker or one row left nothing happens here. With `run --dask` they are
+        made on the cluster (see `cluster`).
         """
-        each = [row if isinstance(row, tuple) else (row,) for row in rows] if self.workers > 1 else []
+        address = cluster.address()
+        each = [row if isinstance(row, tuple) else (row,) for row in rows] if self.workers > 1 or address else []
         missing = [row for row in each if not self._cache.has_all(functools.partial(function, *row))]
-        if len(missing) > 1:
+        if address and missing:
+            for files, lines in cluster.call_each(function, missing, address):
+                self._cache.take(files, lines)
+        elif len(missing) > 1:
             call_each(function, missing, self.workers)
 
     @property
@@ -176,6 +183,9 @@ class Experiment:
         Raises RuntimeError when a declared claim was not judged or a check did not pass; nothing is written
         then.
         """
+        if self.profile == "paper" and (rows := trained_rows(self.notebook)):
+            # what `reprolib train` found at the papers' own scale
+            print(self.table("paper-scale", "The papers' scale, by reprolib train", TRAINED_COLUMNS, rows))
         if missing := self.record.unfinished():
             raise RuntimeError(f"{self.notebook} cannot be recorded: {missing}")
         document = {

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +18,9 @@ import numpy as np
 import torch
 
 from ..checkpoints import Checkpoint
+from .cluster import ELSEWHERE
 from .fingerprint import Fingerprint, UnreadableError
-from .paths import one_line
+from .paths import one_line, write_atomically
 from .record import plain, refuse
 from .runs import RunLines
 from .sources import Sources
@@ -57,6 +59,24 @@ class RunCache:
         # Read once: the code that runs is the one that was there when the run began.
         self.sources = Sources()
         self.machine = [device, *(metadata.version(name) for name in _LIBRARIES)]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        # made for a notebook on another machine: its folders are not here
+        if folder := os.environ.get(ELSEWHERE):
+            self.folder = Path(folder, "cache")
+            if self.lines is not None:
+                self.lines.path = Path(folder, "runs.jsonl")
+
+    def take(self, files: Mapping[str, bytes], lines: bytes) -> None:
+        """Keep what the runs of another machine left there, as if they had been made here."""
+        for name, content in files.items():
+            try:
+                write_atomically(self.folder / name, content)
+            except OSError as error:
+                print(f"reprolib: this run is not kept: {self.folder / name}: {one_line(error)}", file=sys.stderr)
+        if self.lines is not None:
+            self.lines.take(lines)
 
     def key(self, name: str, config: Mapping[str, Any], compute: Callable[[], Any]) -> RunKey:
         """The key of a run; never of the notebook. Raises TypeError where something has no content to fingerprint."""

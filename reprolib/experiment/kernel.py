@@ -61,9 +61,9 @@ class Kernels:
         if self.stopped:
             _kill(process)
 
-    def ended(self, staging: Path) -> None:
-        """The kernel with the folder `staging` has ended."""
-        self._running.pop(staging, None)
+    def ended(self, staging: Path) -> int | None:
+        """The kernel with the folder `staging` has ended; its process group, if it ever ran."""
+        return self._running.pop(staging, None)
 
     def stop(self) -> None:
         """End all kernels and their workers at once, and each that is still about to start."""
@@ -130,7 +130,9 @@ def execute(
     except (CellExecutionError, CellTimeoutError, RuntimeError) as error:
         raise NotebookFailed(f"{at} failed: {_reason(error, log, limit)}", executed) from error
     finally:
-        kernels.ended(staging)
+        # What a kernel started does not outlive it, even if it was killed.
+        if (group := kernels.ended(staging)) is not None:
+            _kill(group)
         kernels.display.files.pop(name, None)
     return executed
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
-
-from tqdm import tqdm
 
 VARIABLE = "REPROLIB_PROGRESS"
 LOG_SECONDS = 60.0
@@ -17,15 +16,34 @@ LOG_SECONDS = 60.0
 
 def told(runs: Iterable[Any], table: str, total: int) -> Iterator[Any]:
     """The `total` runs of `table` as they are done, told to the file that REPROLIB_PROGRESS names, if any."""
-    form = "{desc} {n} of {total} runs, {remaining} left"
+    # a clock that nobody sets: the time of day may go back
+    began = time.monotonic()
     with open(os.environ.get(VARIABLE, os.devnull), "w", encoding="utf-8") as stream:
-        yield from tqdm(runs, table, total, leave=False, file=stream, bar_format=form)
+
+        def tell(text: str) -> None:
+            with contextlib.suppress(OSError):  # a full disk stops no training
+                stream.write(f"\r{text}")
+                stream.flush()
+
+        tell(f"{table} 0 of {total} runs")
+        for done, run in enumerate(runs, 1):
+            yield run
+            left = (time.monotonic() - began) / done * (total - done)
+            tell(f"{table} {done} of {total} runs, {duration(left)} left")
+        tell("")
+
+
+def duration(seconds: float) -> str:
+    """04:30, or 1:04:30 from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
 
 
 def state(path: Path) -> str:
     """What `told` wrote last into `path`, as "face_run 3 of 12 runs, 04:30 left"; empty before and after."""
     try:
-        return path.read_bytes().decode(errors="replace").rpartition("\r")[2].strip().removesuffix(", ? left")
+        return path.read_bytes().decode(errors="replace").rpartition("\r")[2].strip()
     except OSError:
         return ""
 

@@ -80,7 +80,15 @@ class RunLines:
             "whole": not left_out,
             "made_with": self.made_with,
         }
-        text = json.dumps(line, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        self._append(key, json.dumps(line, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+    def take(self, content: bytes) -> None:
+        """Append the lines that runs left on another machine, unless the file has them."""
+        for text in content.splitlines(keepends=True):
+            for line in _parsed(text):
+                self._append(line["key"], text)
+
+    def _append(self, key: str, text: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a+b") as stream:
             if fcntl is not None:

@@ -7,13 +7,13 @@ phi(cos theta) in place of cos theta. The own class is kept out of the sum, so t
     others_i = log sum_{j != y} e^{z_ij}       L_i = log(1 + e^{others_i - z_iy})
     1 - p_iy = sigmoid(others_i - z_iy)        p_ij = (1 - p_iy) e^{z_ij - others_i}   (j != y)
 
-The gradient is the closed form that the notebooks derive. It is made during the forward pass, a chunk of rows at a
-time, so that neither the N x C logits nor a second (C, d) tensor beside the weights and their gradient ever exists. A
-chunk of n rows is held class by class, (C, n): W x^T is a faster product than x W^T, and what is done element by
-element is done to a block of classes while it is in the processor's cache. The gradient stays in the computing
-precision until the backward pass has multiplied it with the incoming gradient. It is handed over at the first backward
-pass; a second pass through a retained graph computes it anew. There is no second derivative: a backward pass with
-``create_graph=True`` is refused.
+The gradient is the closed form that the notebooks derive: notebook 08 (8.2), (8.3), (8.4), (8.5). It is made during the
+forward pass, a chunk of rows at a time, so that neither the N x C logits nor a second (C, d) tensor beside the weights
+and their gradient ever exists. A chunk of n rows is held class by class, (C, n): W x^T is a faster product than x W^T,
+and what is done element by element is done to a block of classes while it is in the processor's cache. The gradient
+stays in the computing precision until the backward pass has multiplied it with the incoming gradient. It is handed over
+at the first backward pass; a second pass through a retained graph computes it anew. There is no second derivative: a
+backward pass with ``create_graph=True`` is refused.
 
 Everything is computed in the widest type of features and weights, float32 at least, under autocast too. Nothing is
 read on the host unless the tensors are on the CPU.

@@ -16,11 +16,11 @@ PROBABILITY = "the probability"
 
 
 def alpha_low(C: int, p: float) -> float:
-    """``log(p (C - 2) / (1 - p))``: the "lower bound" on alpha of L2-constrained softmax (Ranjan 2017).
+    """``log(p (C - 2) / (1 - p))``: the "lower bound" on alpha of L2-constrained softmax.
 
-    From ``p = e^a / (e^a + e^-a + C - 2)`` with ``e^-a`` dropped: unit class weights at e_k, -e_k and the
-    feature on its own weight. It bounds nothing in general: :func:`simplex_scale` is smaller (except at small C and
-    p), and weights that are not normalised make any alpha possible. Needs C >= 3.
+    Ranjan 2017; notebook 01 (1.10). From ``p = e^a / (e^a + e^-a + C - 2)`` with ``e^-a`` dropped: unit class weights
+    at e_k, -e_k and the feature on its own weight. It bounds nothing in general: :func:`simplex_scale` is smaller
+    (except at small C and p), and weights that are not normalised make any alpha possible. Needs C >= 3.
     """
     check_count(C, CLASSES, 3)
     check_number(p, PROBABILITY, 0.0, 1.0)
@@ -30,7 +30,7 @@ def alpha_low(C: int, p: float) -> float:
 def cross_polytope_probability(C: int, alpha: float) -> float:
     """``e^a / (e^a + e^-a + C - 2)``: softmax probability on the own weight of a cross-polytope arrangement.
 
-    One weight is antipodal, the C - 2 others are orthogonal (even C <= 2d, unit weights).
+    One weight is antipodal, the C - 2 others are orthogonal (even C <= 2d, unit weights); notebook 01 (1.9).
     """
     check_count(C, CLASSES, 2)
     check_number(alpha, "alpha")
@@ -42,7 +42,7 @@ def simplex_scale(C: int, p: float) -> float:
 
     From ``p = 1 / (1 + (C - 1) e^(-s C / (C - 1)))`` on the regular simplex, which needs d >= C - 1. For unit
     weights it is necessary in any dimension: it is NormFace Prop. 2 solved for s (p = e^-L) and CosFace eq. 6, which
-    holds without a margin only.
+    holds without a margin only. Notebook 01 (1.13), notebook 02 (2.21).
     """
     check_count(C, CLASSES, 2)
     check_number(p, PROBABILITY, 0.0, 1.0)
@@ -50,7 +50,10 @@ def simplex_scale(C: int, p: float) -> float:
 
 
 def polygon_probability(C: int, scale: float) -> float:
-    """``1 / sum_k exp(s (cos(2 pi k / C) - 1))``: probability on the own weight of a regular C-gon."""
+    """``1 / sum_k exp(s (cos(2 pi k / C) - 1))``: probability on the own weight of a regular C-gon.
+
+    Notebook 01 (1.14).
+    """
     check_count(C, CLASSES, 2)
     check_number(scale, "scale")
     return 1.0 / sum(math.exp(scale * (math.cos(2.0 * math.pi * k / C) - 1.0)) for k in range(C))
@@ -76,7 +79,7 @@ def normface_loss_bound(n: int, scale: float) -> float:
 
     Floor of the softmax loss over unit features and unit weights of n classes, averaged over equally many
     samples per class; the features need not sit on their weights. A batch that is not balanced can fall below
-    it. Attained by the regular simplex, which needs n <= d + 1.
+    it. Attained by the regular simplex, which needs n <= d + 1. Derived in notebook 02 (2.14).
     """
     check_count(n, CLASSES, 2)
     check_number(scale, "scale")

@@ -76,7 +76,8 @@ def random_unit(n: int, dim: int, generator: torch.Generator) -> Tensor:
 def angle_between(a: Tensor, b: Tensor) -> Tensor:
     """Angle in radians between the last dimensions of ``a`` and ``b``, accurate also near 0 and pi.
 
-    ``2 atan2(|u - v|, |u + v|)`` for unit u, v (Kahan); ``acos`` loses half the digits where the cosine is 1.
+    ``2 atan2(|u - v|, |u + v|)`` for unit u, v (Kahan; notebook 00 (0.7)); ``acos`` loses half the digits where
+    the cosine is 1.
     """
     u, v = a / a.norm(dim=-1, keepdim=True), b / b.norm(dim=-1, keepdim=True)
     return 2.0 * torch.atan2((u - v).norm(dim=-1), (u + v).norm(dim=-1))
@@ -96,7 +97,7 @@ def rankin_bound(n: int, dim: int) -> float:
     """Lower bound on the largest (signed) cosine between two of ``n`` unit vectors in ``dim`` dimensions.
 
     ``-1/(n-1)`` for n <= d + 1 (simplex) and 0 for d + 2 <= n <= 2d (cross-polytope), both attained (Rankin
-    1955); ``cos(2 pi / n)`` for d = 2, attained; for n > 2d > 4 the solution s of Levenshtein's
+    1955; notebook 00 (0.16)); ``cos(2 pi / n)`` for d = 2, attained; for n > 2d > 4 the solution s of Levenshtein's
     linear-programming bound ``n <= d (1 - s)(2 + (d + 1) s) / (1 - d s^2)`` on
     ``0 <= s <= (sqrt(d + 3) - 1)/(d + 2)``, and in three dimensions Fejes Toth's if larger; strictly positive
     but in general not attained.
@@ -218,8 +219,8 @@ def angular_gap(loss: str, theta12: float, m: float) -> float | None:
 
     - softmax ``cos t1 = cos t2``: 0;
     - A-Softmax ``m t1 = theta12 - t1``: ``theta12 (m - 1) / (m + 1)``, vanishing for similar classes;
-    - CosFace ``cos t1 - cos(theta12 - t1) = 2 sin(theta12 / 2) sin(gap / 2) = m``, possible if
-      ``m <= 1 - cos theta12``;
+    - CosFace ``cos t1 - cos(theta12 - t1) = 2 sin(theta12 / 2) sin(gap / 2) = m`` (notebook 00 (0.25)),
+      possible if ``m <= 1 - cos theta12``;
     - ArcFace ``t1 + m = theta12 - t1``: ``m``, possible if ``m <= theta12``.
     """
     _check_apart(theta12)

@@ -23,12 +23,12 @@ def _own_column(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def softmax_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """``mean_i log sum_j exp(z_ij - z_iy)``: softmax cross-entropy of ``logits`` (N, C)."""
+    """``mean_i log sum_j exp(z_ij - z_iy)``: softmax cross-entropy of ``logits`` (N, C); notebook 00 (0.2)."""
     return (logits - logits.gather(1, _own_column(logits, labels))).logsumexp(1).mean()
 
 
 def softmax_loss_gradient(logits: Tensor, labels: Tensor) -> Tensor:
-    """``dL/dz_ij = (p_ij - [j = y_i]) / N``; shape (N, C)."""
+    """``dL/dz_ij = (p_ij - [j = y_i]) / N``; shape (N, C); notebook 00 (0.3)."""
     y = _own_column(logits, labels)
     # p_ij = exp(z_ij) / sum_k exp(z_ik)
     p = (logits - logits.amax(1, keepdim=True)).exp()
@@ -37,12 +37,12 @@ def softmax_loss_gradient(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def normalise(x: Tensor, eps: float = 0.0) -> Tensor:
-    """``x / sqrt(sum x^2 + eps)`` along the last dimension (NormFace eq. 3)."""
+    """``x / sqrt(sum x^2 + eps)`` along the last dimension (NormFace eq. 3; notebook 02 (2.6))."""
     return x / (x.square().sum(-1, keepdim=True) + eps).sqrt()
 
 
 def normalise_backward(x: Tensor, grad: Tensor, eps: float = 0.0) -> Tensor:
-    """``(g - x~ (g.x~)) / |x|`` with ``|x| = sqrt(sum x^2 + eps)`` (NormFace eq. 4).
+    """``(g - x~ (g.x~)) / |x|`` with ``|x| = sqrt(sum x^2 + eps)`` (NormFace eq. 4; notebook 02 (2.7)).
 
     ``grad`` is dL/dx~. The result is orthogonal to x only for eps = 0: ``x.dx = (g.x~)(1 - x~.x~)``.
     """

@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 
-from benchmarks import miners, search, tar
+from benchmarks import loaders, miners, search, table, tar
 from benchmarks.__main__ import build_parser
 
 
@@ -115,3 +115,14 @@ def test_without_faiss_the_peers_are_said_to_be_missing(without_packages):
     result = search.run(options(*SEARCH))
     assert result["missing"] == "the package faiss is not installed" and result["ours_to"] == {}
     assert 0 <= result["rank1"] <= 1
+
+
+def test_loaders_read_every_format_and_a_large_index():
+    result = loaders.run(options("loaders", "--images", "8", "--records", "3000", "--rounds", "1", "--batch", "4"))
+    assert {"rec, random", "folder, random", "zip, random", "tar, random", "tar, stream"} <= set(result["ours_to"])
+    assert all(set(peers) == {loaders.IMAGE_FOLDER} for peers in result["ours_to"].values())
+    assert result["large"]["images"] == result["large"]["people"] == 3000
+    assert any("records of 3,000 images opened" in row for row in table.ROWS["loaders"](result))
+    json.dumps(result)
+    with pytest.raises(RuntimeError, match="--mxnet must name an interpreter that has mxnet"):
+        loaders.run(options("loaders", "--images", "4", "--records", "9", "--rounds", "1", "--mxnet", sys.executable))

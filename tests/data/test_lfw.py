@@ -301,7 +301,7 @@ def test_a_folder_marked_read_only_is_read_and_not_written_to(fake, tmp_path, ca
 
 def test_pairs_of_another_protocol_are_refused(fake, tmp_path):
     put(tmp_path / "lfw", {"pairs.txt": PAIRS[:-1]})
-    with pytest.raises(DataUnavailable, match="pairs.txt must have the published SHA256"):
+    with pytest.raises(DataUnavailable, match=r"pairs\.txt must have the published SHA256"):
         lfw_pairs(tmp_path)
 
 

@@ -9,9 +9,11 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from reprolib.data import DataCorrupted
+from reprolib.data import pixels as pixels_module
 from reprolib.data.pixels import SIDE_LIMIT, decode_image, decode_tensor
 
 RAMP = np.tile(np.arange(0, 2**16, 257, dtype=np.uint16), (5, 1))
@@ -71,3 +73,53 @@ def test_images_that_unfold_without_measure_are_refused_at_once():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1100, 1000, 3), dtype=np.uint8))
     assert decode_image(saved(noise, "JPEG", progressive=True), "a.jpg").size == (1000, 1100)
     assert decode_image(saved(Image.new("RGB", (1000, 1000))), "a.png").size == (1000, 1000)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("size", [(112, 112), (37, 50), (1, 1)])
+def test_jpeg_files_have_the_same_pixels_whoever_decodes_them(mode, size):
+    pixels = np.random.default_rng(4).integers(0, 256, (*size, 3)).cumsum(1).astype(np.uint8)
+    for options in ({}, {"quality": 95, "subsampling": 0}, {"progressive": True}, {"quality": 20, "optimize": True}):
+        raw = saved(Image.fromarray(pixels).convert(mode), "JPEG", **options)
+        expected = torch.from_numpy(np.asarray(Image.open(io.BytesIO(raw)).convert("RGB")).transpose(2, 0, 1).copy())
+        assert torch.equal(decode_tensor(raw, "a"), expected)
+        assert torch.equal(pixels_module._by_pillow(raw, "a"), expected)
+        # four components are left to Pillow
+        assert pixels_module._plain_jpeg(raw) == (None if mode == "CMYK" else size[::-1])
+
+
+def test_a_decoder_with_other_pixels_is_not_used(monkeypatch):
+    raw = saved(Image.fromarray(np.random.default_rng(4).integers(0, 256, (20, 30, 3), dtype=np.uint8)), "JPEG")
+    expected = decode_tensor(raw, "a")
+
+    def missing(raw):
+        raise ImportError("no image library")
+
+    for other in (lambda raw: expected + 1, missing):
+        pixels_module._torchvision_decodes_the_same.cache_clear()
+        monkeypatch.setattr(pixels_module, "_by_torchvision", other)
+        assert torch.equal(decode_tensor(raw, "a"), expected)
+    pixels_module._torchvision_decodes_the_same.cache_clear()
+
+
+@pytest.mark.parametrize("cut", [3, 20, 200, 700, -40, -2])
+def test_a_jpeg_file_that_is_cut_off_is_refused_by_name(cut):
+    raw = saved(Image.fromarray(np.random.default_rng(4).integers(0, 256, (40, 40, 3), dtype=np.uint8)), "JPEG")
+    with pytest.raises(DataCorrupted, match=r"b\.jpg is no readable"):
+        decode_tensor(raw[:cut], "b.jpg")
+
+
+def test_a_jpeg_file_of_odd_segments_is_measured_as_pillow_does():
+    raw = saved(Image.fromarray(np.random.default_rng(4).integers(0, 256, (40, 24, 3), dtype=np.uint8)), "JPEG")
+    assert pixels_module._plain_jpeg(raw) == (24, 40)
+    expected = decode_tensor(raw, "a")
+    frame = raw.index(b"\xff\xc0")
+    # a comment that looks like a frame, fill bytes before a marker
+    comment = b"\xff\xfe\x00\x0d\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x03\x00"
+    for odd, size in ((comment, (24, 40)), (b"\xff\xff", None)):
+        changed = raw[:frame] + odd + raw[frame:]
+        assert pixels_module._plain_jpeg(changed) == size
+        assert torch.equal(decode_tensor(changed, "a"), expected)
+    huge = raw[: frame + 5] + struct.pack(">HH", 9000, 9000) + raw[frame + 9 :]
+    with pytest.raises(DataCorrupted, match=r"c\.jpg has 9000 x 9000 pixels, allowed are 4096 a side"):
+        decode_tensor(huge, "c.jpg")

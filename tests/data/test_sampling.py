@@ -212,3 +212,28 @@ def test_labels_of_any_integer_type_are_accepted(dtype):
     assert class_split(labels, [1])[1].tolist() == [2, 3]
     assert genuine_impostor_pairs(labels)[2].sum() == 2
     assert len(PKSampler(labels, 2, 2, generator())) == 1
+
+
+def test_people_with_few_images_are_left_out_or_repeated():
+    labels = torch.tensor([0] * 5 + [1] * 2 + [2] + [3] * 4 + [4] * 3)
+    with pytest.raises(ValueError, match="class 1 has 2 images, fewer than K = 4"):
+        PKSampler(labels, 2, 4, generator())
+    sampler = PKSampler(labels, 2, 4, generator(), few="leave out")
+    assert sampler.left_out == (1, 2, 4) and len(sampler) == 1
+    assert {int(label) for batch in sampler for label in labels[batch]} == {0, 3}
+    sampler = PKSampler(labels, 4, 4, generator(), few="repeat")
+    assert sampler.left_out == (2,) and len(sampler) == 0
+    sampler = PKSampler(labels.repeat(3), 5, 10, generator(), few="repeat")
+    assert sampler.left_out == () and len(sampler) == 0
+    sampler = PKSampler(labels.repeat(10), 5, 25, generator(), few="repeat")
+    batches = list(sampler)
+    assert len(batches) == 1
+    for label in range(5):
+        drawn = batches[0][labels.repeat(10)[batches[0]] == label]
+        # 25 of 50, 20, 10, 40 and 30 images: no image again before all others came
+        assert len(drawn) == 25 and len(drawn.unique()) == min(25, int((labels == label).sum()) * 10)
+        assert drawn.bincount().max() <= -(-25 // (int((labels == label).sum()) * 10))
+    with pytest.raises(ValueError, match="few must be one of 'error', 'leave out', 'repeat', got 'drop'"):
+        PKSampler(labels, 2, 2, generator(), few="drop")
+    with pytest.raises(ValueError, match="the labels have 2 classes, fewer than P = 3"):
+        PKSampler(labels, 3, 4, generator(), few="leave out")

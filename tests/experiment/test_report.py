@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from html.parser import HTMLParser
 
 import pytest
 
 from reprolib.experiment.paths import UsageError
 from reprolib.experiment.report import (
     changed_parameters,
+    html_report,
     list_claims,
     load_records,
     markdown_report,
+    outcome,
     overview,
+    used_up,
+    with_counts,
     write_report,
 )
 
@@ -109,6 +116,73 @@ def test_report_holds_claims_tables_and_checks(suite):
     for part in parts:
         assert part in text
     assert "Parameters that differ from the profile: steps = 9." in text
+
+
+def test_the_report_says_what_was_easy_and_what_was_not(suite):
+    write(suite, document(steps=9))
+    text = markdown_report(load_records("standard"))
+    parts = ("## Scope", "## Method", "## Results, paper by paper", "Of 3 claims: 2 reproduced, 0 contradicted")
+    for part in (*parts, "| Fixture 2020 | 2 | 0 | 1 |", "### What came out as the papers say", "## Environment"):
+        assert part in text
+    assert "### What came out otherwise" not in text  # the contradicted one is a finding
+    easy, hard = text.split("### What came out as the papers say")[1].split("### What these runs cannot decide")
+    assert ("| F-0 |" in easy, "| F-2 |" in easy, "| F-2 |" in hard.split("##")[0]) == (True, False, True)
+    assert "| 90.one | one | (1) | bound | 2e-10 | 1e-09 | 0 % | passed |" in text
+
+
+def test_a_claim_shows_the_difference_with_its_interval_first():
+    estimate = {"value": 1.5, "low": 1.0, "high": 2.0, "level": 0.95}
+    measured = {"reason": "because", "detectable": 0.3, "n": 5, "difference": estimate, "ours": 2.5, "base": 1.0}
+    assert outcome({"measured": measured}) == "ours 2.5, base 1, difference 1.5 [1, 2]"
+    assert outcome({"measured": {"reason": "not run here"}}) == "reason not run here"
+    assert outcome({"measured": {"x": [1, 2]}}) == "x 1, 2"
+
+
+def test_what_a_check_used_up_of_what_is_allowed():
+    def share(kind, measured, tolerance):
+        return used_up({"kind": kind, "measured": measured, "tolerance": tolerance})
+
+    assert share("identity", 5e-13, 1e-12) == share("gradient", 5e-8, 1e-7) == share("bound", -5e-10, 1e-9) == 0.5
+    assert share("bound", 3.0, 1e-9) == 0
+    assert share("counterexample", 0.4, 0.1) == 0.25
+    assert share("identity", None, 1e-12) == share("counterexample", -1.0, 0.1) == math.inf
+
+
+def test_html_report_is_one_page_with_everything_escaped(suite):
+    changed = document()
+    changed["claims"][0]["statement"] = "a < b & <script>c</script>"
+    write(suite, changed)
+    text = html_report(load_records("standard"))
+    assert "a &lt; b &amp; &lt;script&gt;c&lt;/script&gt;" in text
+    for outside in ("<script", "<link", "http", "src="):
+        assert outside not in text
+    parser = HTMLParser()
+    opened: list[str] = []
+
+    def start(tag, attributes):
+        if tag != "meta":
+            opened.append(tag)
+
+    def end(tag):
+        assert opened.pop() == tag
+
+    parser.handle_starttag, parser.handle_endtag = start, end
+    parser.feed(text)
+    assert opened == []
+    places = re.findall(r'href="#(\w+)"', text)
+    assert len(places) >= 6 and all(f'id="{place}"' in text for place in places)
+    assert "F-2" in text and "90.one" in text and "A table" in text
+
+
+def test_counts_in_a_readme_are_brought_up_to_date():
+    line = "| [`90_fixture`](notebooks/90_fixture.ipynb) | a | fixture | {} | {} |\n"
+    before = f"x\n{line.format(7, '1 / 1 / 1')}y\n"
+    after = with_counts(before, [document()])
+    assert after == f"x\n{line.format(1, '2 / 0 / 1')}y\n"
+    assert with_counts(after, [document()]) == after
+    for wrong in ("x\n", before + before):
+        with pytest.raises(UsageError, match="README must have one line for 90_fixture, got"):
+            with_counts(wrong, [document()])
 
 
 def test_without_a_profile_the_one_with_records_is_shown(suite, monkeypatch):

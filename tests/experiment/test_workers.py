@@ -209,7 +209,7 @@ def test_progress_in_a_terminal_is_one_line_and_in_a_log_what_is_new(tmp_path, m
     assert progress.state(path) == ""
     monkeypatch.setenv(progress.VARIABLE, str(path))
     clock = {"now": 1000.0}
-    monkeypatch.setattr("tqdm.std.time", lambda: clock["now"])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock["now"])
     runs = progress.told(range(12), "face_run", 12)
     next(runs)
     assert progress.state(path) == "face_run 0 of 12 runs"
