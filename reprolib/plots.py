@@ -163,7 +163,8 @@ def sphere_front(
     """
     ax = _axes(ax)
     towards = np.asarray(sight, dtype=float) / np.linalg.norm(sight)
-    right = np.cross([0.0, 0.0, 1.0], towards)
+    # seen from a pole, the second axis is up
+    right = np.cross([0.0, 0.0, 1.0] if abs(towards[2]) < 0.99 else [0.0, 1.0, 0.0], towards)
     right = right / np.linalg.norm(right)
     frame = np.stack([right, np.cross(towards, right), towards])
     edge = np.linspace(-1.02, 1.02, size)

@@ -86,6 +86,13 @@ def test_front_of_a_sphere_hides_the_far_side_and_shows_the_regions():
     assert ax.get_title() == "front"
 
 
+@pytest.mark.parametrize("pole", [1.0, -1.0])
+def test_front_of_a_sphere_is_seen_from_its_poles(pole):
+    ax = plots.sphere_front(lambda points: np.where(points[:, 2] * pole > 0.9, 0, -1), sight=[0, 0, pole], size=101)
+    pixels = ax.images[0].get_array()
+    assert np.ptp(pixels[50, 50, :3]) > 1e-6 > np.ptp(pixels[50, 10, :3])
+
+
 def test_ranked_values_rise_and_spans_are_named():
     ax = plots.ranked({"b": 2.0, "a": 1.0}, spans={"low": (0, 0.5)})
     assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"]
