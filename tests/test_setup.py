@@ -141,7 +141,6 @@ sys.stdout.write("\\n".join(files.files))
 
 
 def test_the_manifest_takes_every_committed_file():
-    pytest.importorskip("setuptools")
     if not (ROOT / ".git").exists():
         pytest.skip("not a clone")
     # in a process of its own: setuptools puts its own distutils in the place of the one that others have imported
