@@ -34,16 +34,17 @@ from reprolib.data.pixels import to_grey
 from reprolib.data.sampling import PKSampler
 from reprolib.evaluation import pair_cosines, verification_accuracy
 from reprolib.training import (
-    _AUGMENTATION,
-    _STRIDE,
-    _batches,
-    _check_run,
-    _head,
-    _Shuffled,
+    Shuffled,
+    WarmUp,
+    augmentation_seed,
+    check_run,
     embed,
     flip_and_shift,
+    head_of,
     learning_rate,
+    make_optimizer,
     ramp,
+    steps_of,
 )
 
 CHECKPOINT, LOG, RESULT = "checkpoint.pt", "log.jsonl", "result.json"
@@ -194,7 +195,7 @@ class Run:
     def _sampler(self) -> Any:
         size, each = self.config.training.batch_size, self.config.per_class
         if each is None:
-            return _Shuffled(len(self.labels), size, torch.device("cpu"))
+            return Shuffled(len(self.labels), size, torch.device("cpu"))
         sampler = PKSampler(self.labels, size // each, each, torch.Generator(), few="leave out")
         if sampler.left_out:
             self.say(f"{len(sampler.left_out):,} people have fewer than {each} images and do not take part")
@@ -211,32 +212,18 @@ class Run:
         self.loss = make_loss(config.loss, net.embedding_dim, self.num_classes, config.seed)
         if net.start_from is not None:
             self.model.load_state_dict(read_checkpoint(Path(net.start_from))["model"])
-        _check_run(self.loss, self.labels, self.labels, replace(settings, bf16=False))
+        check_run(self.loss, self.labels, self.labels, replace(settings, bf16=False))
         self.ranks = sharded.ShardedLoss(self.loss) if self.world > 1 else None
         self.loss.to(self.device)
-        self.head = _head(self.loss)
+        self.head = head_of(self.loss)
         if self.rank:
             # what dropout draws differs from process to process
-            torch.manual_seed(config.seed * _STRIDE + _AUGMENTATION - self.rank)
+            torch.manual_seed(augmentation_seed(config.seed, -self.rank))
         self.net = nn.parallel.DistributedDataParallel(self.model) if self.world > 1 else self.model
-        decay = settings.weight_decay if settings.loss_weight_decay is None else settings.loss_weight_decay
-        own = [p for p in self.model.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": own, "factor": 1.0}]
-        if parameters := [p for p in self.loss.parameters() if p.requires_grad]:
-            groups.append({"params": parameters, "factor": settings.loss_lr_factor, "weight_decay": decay})
-        self.optimizer = torch.optim.SGD(
-            groups,
-            lr=settings.lr,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            nesterov=config.nesterov and settings.momentum > 0,
-        )
+        self.optimizer = make_optimizer(self.model, self.loss, settings, nesterov=config.nesterov)
         self.parameters = {f"model.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}
         self.parameters |= {f"loss.{name}": p for name, p in self.loss.named_parameters() if p.requires_grad}
-        scale = getattr(self.head, "scale", None)
-        self.made_with = None if scale is None else float(scale.detach())
-        fixed = settings.ramped and settings.scale_start is not None and getattr(self.head, "normalize_features", False)
-        self.scheduled_scale = fixed and not isinstance(scale, nn.Parameter)
+        self.warm_up = WarmUp(self.loss, settings)
         self.history: list[dict[str, Any]] = []
         self.running = torch.zeros((), device=self.device)
         run = {name: digest(part) for name, part in config.identity().items()}
@@ -325,7 +312,7 @@ class Run:
             set_random_state(self.device, state["random"][self.rank])
         else:
             # another number of processes: dropout draws anew, from the seed and the step
-            torch.manual_seed(self.config.seed * _STRIDE + _AUGMENTATION - self.rank - self.world * (state["step"] + 1))
+            torch.manual_seed(augmentation_seed(self.config.seed, -self.rank - self.world * (state["step"] + 1)))
         return int(state["step"])
 
     # -- the steps ---------------------------------------------------------------------------------------------------
@@ -336,7 +323,7 @@ class Run:
         part = slice(self.rank * size, (self.rank + 1) * size)
 
         def indices() -> Iterator[list[int]]:
-            for _, index in _batches(self.sampler, self.config.seed, first, self.total):
+            for _, index in steps_of(self.sampler, self.config.seed, first, self.total):
                 yield index[part].tolist()
 
         if self.config.data.in_memory:
@@ -374,7 +361,7 @@ class Run:
         settings = self.config.training
         if not settings.flip and not settings.shift:
             return images
-        generator = torch.Generator().manual_seed(self.config.seed * _STRIDE + _AUGMENTATION + step)
+        generator = torch.Generator().manual_seed(augmentation_seed(self.config.seed, step))
         if self.world == 1:
             return flip_and_shift(images, generator, flip=settings.flip, shift=settings.shift)
         part = slice(self.rank * len(images), (self.rank + 1) * len(images))
@@ -387,8 +374,7 @@ class Run:
         settings, progress = self.config.training, step / self.total
         images = self.augment(images.to(self.device, non_blocking=True), step)
         labels = labels.to(self.device, non_blocking=True)
-        if settings.ramped:
-            self.warm_up(ramp(settings, progress))
+        self.warm_up(ramp(settings, progress))
         rate = learning_rate(settings, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
@@ -408,14 +394,6 @@ class Run:
             self._clip(settings.clip_norm)
         self.optimizer.step()
         self.running += value.detach()
-
-    def warm_up(self, strength: float) -> None:
-        """Margin and scale at `strength` of the ramp."""
-        start = self.config.training.scale_start
-        if self.scheduled_scale and start is not None and self.made_with is not None:
-            self.head.set_warmup(strength=strength, scale=start + (self.made_with - start) * strength)
-        else:
-            self.head.set_warmup(strength=strength)
 
     def _clip(self, most: float) -> None:
         if self.ranks is None:
@@ -535,7 +513,7 @@ def train(
             logged = len(run.history)
             if done % config.log_every == 0 or ended:
                 run.log(done, (done - since) * config.training.batch_size / max(time.monotonic() - begun, 1e-9))
-            if ended and config.training.ramped:
+            if ended:
                 run.warm_up(1.0)
             if run.pairs and (done % config.evaluation.every == 0 or ended):
                 paused = time.monotonic()

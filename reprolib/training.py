@@ -143,6 +143,11 @@ def ramp(config: TrainConfig, progress: float) -> float:
     return min(max((progress - config.plain) / (config.ramp_end - config.plain), 0.0), 1.0)
 
 
+def augmentation_seed(seed: int, step: int) -> int:
+    """From which what is random in step `step` of the run with `seed` is drawn, so that a resumed run sees the same."""
+    return seed * _STRIDE + _AUGMENTATION + step
+
+
 def flip_and_shift(images: Tensor, generator: torch.Generator, *, flip: bool = True, shift: int = 0) -> Tensor:
     """`images` (n, channels, height, width), each mirrored with probability 1/2 and moved by up to `shift` pixels.
 
@@ -175,7 +180,7 @@ class Batches(Protocol):
     def __iter__(self) -> Iterator[Tensor]: ...
 
 
-class _Shuffled:
+class Shuffled:
     """The batches of a plain epoch: all images in random order, each once, without the last incomplete batch."""
 
     def __init__(self, count: int, batch_size: int, device: torch.device) -> None:
@@ -192,7 +197,7 @@ class _Shuffled:
         return iter(order.split(self.batch_size)[: len(self)])
 
 
-def _batches(batches: Batches, seed: int, first: int, total: int) -> Iterator[tuple[int, Tensor]]:
+def steps_of(batches: Batches, seed: int, first: int, total: int) -> Iterator[tuple[int, Tensor]]:
     """(step, indices) from step `first` on; each epoch's generator starts from (seed, epoch)."""
     length = len(batches)
     for epoch in range(first // length, -(-total // length)):
@@ -208,20 +213,21 @@ def _batches(batches: Batches, seed: int, first: int, total: int) -> Iterator[tu
             raise ValueError(f"batches must give len(batches) = {length} batches each time, got {skipped + given}")
 
 
-def _head(loss: Any) -> Any:
+def head_of(loss: Any) -> Any:
     """The head of a joint loss, or of a joint loss within it; any other loss is its own."""
     while hasattr(loss, "head"):
         loss = loss.head
     return loss
 
 
-def _check_run(loss: nn.Module, images: Tensor, labels: Tensor, config: TrainConfig) -> None:
+def check_run(loss: nn.Module, images: Tensor, labels: Tensor, config: TrainConfig) -> None:
+    """Raises ValueError for labels that do not belong to `images`, and what `config` asks of a loss that lacks it."""
     check_labels(labels, len(images))
     if labels.device != images.device:
         raise ValueError(f"labels must be on the device of the images, {images.device}, got {labels.device}")
     if config.bf16 and images.device.type != "cuda":
         raise ValueError(f"bf16 needs the images on a CUDA device, they are on {images.device}")
-    head, name = _head(loss), type(loss).__name__
+    head, name = head_of(loss), type(loss).__name__
     if config.plain > 0 and not (hasattr(loss, "plain_loss") and hasattr(head, "plain_loss")):
         raise ValueError(f"plain must be 0 for {name}, which has no plain_loss to start with, got {config.plain}")
     if config.ramped and not hasattr(head, "set_warmup"):
@@ -230,6 +236,44 @@ def _check_run(loss: nn.Module, images: Tensor, labels: Tensor, config: TrainCon
         raise ValueError(
             f"ramp_end must be 0 for {name} with annealing, which sets the strength, got {config.ramp_end}"
         )
+
+
+def make_optimizer(model: nn.Module, loss: nn.Module, config: TrainConfig, *, nesterov: bool = True) -> torch.optim.SGD:
+    """SGD for both; the loss's parameters have their own decay, and each group its `factor` of the learning rate."""
+    loss_decay = config.weight_decay if config.loss_weight_decay is None else config.loss_weight_decay
+    groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad], "factor": 1.0}]
+    if loss_parameters := [p for p in loss.parameters() if p.requires_grad]:
+        groups.append({"params": loss_parameters, "factor": config.loss_lr_factor, "weight_decay": loss_decay})
+    # Not fused: on the CPU that kernel ignores strides, and mixes up weights and gradients of different memory formats.
+    return torch.optim.SGD(
+        groups,
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=nesterov and config.momentum > 0,
+    )
+
+
+class WarmUp:
+    """Sets a head's margin, also within a joint loss, and its scale where that is fixed, by the ramp's strength."""
+
+    def __init__(self, loss: nn.Module, config: TrainConfig) -> None:
+        self.head, self.config = head_of(loss), config
+        scale = getattr(self.head, "scale", None)
+        # read here: no step looks at a number on the device
+        self.made_with = None if scale is None else float(scale.detach())
+        rises = config.ramped and config.scale_start is not None and getattr(self.head, "normalize_features", False)
+        self.rises = rises and not isinstance(scale, nn.Parameter)
+
+    def __call__(self, strength: float) -> None:
+        """Set both; nothing for a run whose margin does not rise."""
+        if not self.config.ramped:
+            return
+        start = self.config.scale_start
+        if self.rises and start is not None and self.made_with is not None:
+            self.head.set_warmup(strength=strength, scale=start + (self.made_with - start) * strength)
+        else:
+            self.head.set_warmup(strength=strength)
 
 
 def train(
@@ -278,33 +322,22 @@ def train(
     check_count(seed, "seed", low=0)
     check_count(log_every, "log_every")
     check_count(checkpoint_every, "checkpoint_every")
-    _check_run(loss, images, labels, config)
+    check_run(loss, images, labels, config)
     device = images.device
-    sampler: Batches = _Shuffled(len(images), config.batch_size, device) if batches is None else batches
+    sampler: Batches = Shuffled(len(images), config.batch_size, device) if batches is None else batches
     if not hasattr(sampler, "__len__") or len(sampler) < 1:
         raise ValueError(f"batches must have a length of at least 1, got {type(sampler).__name__}")
     total = len(sampler) * config.epochs if config.steps is None else config.steps
-    head = _head(loss)
-    fixed_scale = config.ramped and config.scale_start is not None and getattr(head, "normalize_features", False)
-    fixed_scale = fixed_scale and not isinstance(head.scale, nn.Parameter)
-    made_with = None if getattr(head, "scale", None) is None else float(head.scale.detach())
-    loss_decay = config.weight_decay if config.loss_weight_decay is None else config.loss_weight_decay
-    groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad], "factor": 1.0}]
-    loss_parameters = [p for p in loss.parameters() if p.requires_grad]
-    if loss_parameters:
-        groups.append({"params": loss_parameters, "factor": config.loss_lr_factor, "weight_decay": loss_decay})
-    parameters = [p for group in groups for p in group["params"]]
-    # Not fused: on the CPU that kernel ignores strides, and mixes up weights and gradients of different memory formats.
-    optimizer = torch.optim.SGD(
-        groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
-    )
+    warm_up = WarmUp(loss, config)
+    optimizer = make_optimizer(model, loss, config)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     history, first, running = History(), 0, torch.zeros((), device=device)
     saved: Checkpoint | None = None
     if checkpoint is not None:
         kind = (type(sampler).__name__, len(sampler), getattr(sampler, "P", None), getattr(sampler, "K", None))
         run = {
             "model": digest(hyper(model), shapes(model)),
-            "loss": digest(hyper(loss), made_with),
+            "loss": digest(hyper(loss), warm_up.made_with),
             "shape of the loss": digest(type(loss).__name__, shapes(loss)),
             "configuration": digest(config.describe(), kind, log_every),
             "seed": digest(seed),
@@ -325,11 +358,6 @@ def train(
             at = {"step": step, "running": running, "history": asdict(history), "random": random_state(device)}
             saved.write(parts | at)
 
-    def warmup(strength: float) -> dict[str, float]:
-        if made_with is None or config.scale_start is None or not fixed_scale:
-            return {"strength": strength}
-        return {"strength": strength, "scale": config.scale_start + (made_with - config.scale_start) * strength}
-
     def look(step: int) -> None:
         if probe is not None:
             model.eval()
@@ -341,20 +369,18 @@ def train(
     loss.train()
     if first == 0:
         look(0)
-    steps = _batches(sampler, seed, first, total)
+    steps = steps_of(sampler, seed, first, total)
     bar: Iterable[tuple[int, Tensor]] = tqdm(steps, label, total, initial=first, disable=None, leave=False)
     for step, index in bar:
         batch, target = images[index], labels[index]
         if augment is not None or config.flip or config.shift:
-            # drawn from the step alone, so that a resumed run sees the same images
-            generator = torch.Generator().manual_seed(seed * _STRIDE + _AUGMENTATION + step)
+            generator = torch.Generator().manual_seed(augmentation_seed(seed, step))
             if config.flip or config.shift:
                 batch = flip_and_shift(batch, generator, flip=config.flip, shift=config.shift)
             if augment is not None:
                 batch = augment(batch, generator)
         progress = step / total
-        if config.ramped:
-            head.set_warmup(**warmup(ramp(config, progress)))
+        warm_up(ramp(config, progress))
         rate = learning_rate(config, progress)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
@@ -384,8 +410,7 @@ def train(
         if done == stop_after:
             break
     else:
-        if config.ramped:
-            head.set_warmup(**warmup(1.0))
+        warm_up(1.0)
     model.eval()
     loss.eval()
     return Trained(model, loss, history)

@@ -568,7 +568,7 @@ def test_a_run_on_a_pretended_accelerator_reads_one_number_for_each_entry_of_the
 
     # at the start the scale that the head was made with, where it has one
     start = reads(2) - 1
-    assert start == int(hasattr(training._head(make()), "scale"))
+    assert start == int(hasattr(training.head_of(make()), "scale"))
     assert reads(6) == start + 3
 
 

@@ -26,8 +26,8 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from reprolib.data.faceimages import BLOCK, NUMBERS, ScannedFaces
-from reprolib.data.files import RATIO, SLACK, DataCorrupted, MappedFile, open_atomic, several
+from reprolib.data.faceimages import BLOCK, NUMBERS, FacesInFiles
+from reprolib.data.files import RATIO, SLACK, DataCorrupted, MappedFile, open_atomic
 from reprolib.data.folders import SUFFIXES
 from reprolib.data.pixels import JPEG, is_encoded
 from reprolib.data.recordio import LENGTH_LIMIT
@@ -50,39 +50,31 @@ class Member(NamedTuple):
     text: str = ""
 
 
-class FaceArchives(ScannedFaces):
+class FaceArchives(FacesInFiles):
     """The JPEG and PNG files of tar and zip archives in one of the two layouts, in the order in which they are stored.
 
-    `path` is one archive, a folder of them, or a pattern: `set-*.tar`, `set-{000..012}.tar`. In the layout of folders
-    the order is that of the paths, as in `FaceFolder`. An archive that cannot be read raises `DataCorrupted`.
+    In the layout of folders the order is that of the paths, as in `FaceFolder`. An archive that cannot be read raises
+    `DataCorrupted`.
     """
 
+    kind = "archives"
     suffixes = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
     def __init__(
         self, path: str | Path, skip: Collection[int] | Collection[str] = (), index: str | Path | None = None
     ) -> None:
         super().__init__(path, skip, index)
-        if not (files := several(self.path, self.suffixes)):
-            raise ValueError(f"path must name archives that end with {', '.join(self.suffixes)}, got {self.path}")
-        self._archives = files
-        self._open: list[MappedFile | None] = [None] * len(files)
+        self._open: list[MappedFile | None] = [None] * len(self._paths)
         self._cursor: tuple[int, int, tarfile.TarFile] | None = None
         self._cursor_of = 0
         self._ahead = False
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        FaceArchives.__init__(self, **state)  # type: ignore[arg-type]
-
-    def _files(self) -> list[Path]:
-        return self._archives
 
     def _scan(self) -> dict[str, np.ndarray]:
         names: list[bytes] = []
         # five numbers an image, and one: lists of objects would take ten times the memory
         places, labels = array("q"), array("q")
         classed = False
-        for number, path in enumerate(self._archives):
+        for number, path in enumerate(self._paths):
             begin, texts = len(names), {}
             for ordinal, member in enumerate(scan_archive(path)):
                 # macOS puts what it knows of a file beside it under such a name
@@ -121,12 +113,12 @@ class FaceArchives(ScannedFaces):
 
     def _keys(self, found: dict[str, np.ndarray]) -> list[str]:
         names = [os.fsdecode(name) for name in found["names"].tolist()]
-        if len(self._archives) == 1:
+        if len(self._paths) == 1:
             return names
-        return [f"{self._archives[k].name}/{name}" for k, name in zip(found["places"][:, 0], names, strict=True)]
+        return [f"{self._paths[k].name}/{name}" for k, name in zip(found["places"][:, 0], names, strict=True)]
 
     def _name(self, row: int) -> str:
-        archive = self._archives[self._found["places"][row, 0]]
+        archive = self._paths[self._found["places"][row, 0]]
         return f"{os.fsdecode(bytes(self._found['names'][row]))} in {archive}"
 
     @cached_property
@@ -138,14 +130,14 @@ class FaceArchives(ScannedFaces):
     def _groups(self) -> np.ndarray:
         # a compressed archive is one piece, another one is cut into pieces
         archive = self._found["places"][np.argsort(self._places), 0]
-        whole = np.array([is_compressed_tar(path) for path in self._archives])[archive]
+        whole = np.array([is_compressed_tar(path) for path in self._paths])[archive]
         piece = np.where(whole, 0, np.arange(len(archive)) // BLOCK)
         return archive * (int(piece.max()) + 1) + piece
 
     def _read(self, row: int) -> tuple[int, bytes]:
         label = self._label(row)
         archive, ordinal, offset, size, packed = self._found["places"][row].tolist()
-        path = self._archives[archive]
+        path = self._paths[archive]
         if size > LENGTH_LIMIT or (packed and size > RATIO * packed + SLACK):
             raise DataCorrupted(f"{self._name(row)} claims to have {size} bytes, which no photograph has")
         if is_compressed_tar(path):
@@ -165,7 +157,7 @@ class FaceArchives(ScannedFaces):
         """1, and one more for each step back in a compressed tar."""
         archive, ordinal = self._found["places"][rows, :2].T
         back = (np.diff(ordinal) < 0) | (np.diff(archive) != 0)
-        packed = np.array([is_compressed_tar(path) for path in self._archives])[archive[1:]]
+        packed = np.array([is_compressed_tar(path) for path in self._paths])[archive[1:]]
         first = len(np.unique(archive)) - 1
         return 1.0 + max(0, int((back & packed).sum()) - first)
 
@@ -180,7 +172,7 @@ class FaceArchives(ScannedFaces):
         if self._cursor and self._cursor_of == os.getpid() and self._cursor[0] == archive and self._cursor[1] < ordinal:
             _, at, bundle = self._cursor
         else:
-            at, bundle = -1, open_tar(self._archives[archive])
+            at, bundle = -1, open_tar(self._paths[archive])
         self._cursor = None
         try:
             for member in regular(bundle):

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from reprolib._checks import check_count
-from reprolib.data.files import DataCorrupted, open_atomic
+from reprolib.data.files import DataCorrupted, open_atomic, several
 from reprolib.data.pixels import decode_tensor, is_encoded
 from reprolib.data.recordio import LENGTH_LIMIT
 
@@ -247,6 +247,28 @@ class ScannedFaces(FaceImages):
         if label < 0:
             raise DataCorrupted(f"{self._name(row)} has no class, which must be a whole number from 0 on")
         return label
+
+
+class FacesInFiles(ScannedFaces):
+    """A set in one file or several: `path` is one, a folder of them, or a pattern, `set-*.tar`, `set-{00..12}.tar`."""
+
+    suffixes: ClassVar[tuple[str, ...]]
+    kind: ClassVar[str] = "files"
+
+    def __init__(
+        self, path: str | Path, skip: Collection[int] | Collection[str] = (), index: str | Path | None = None
+    ) -> None:
+        super().__init__(path, skip, index)
+        self._paths = several(self.path, self.suffixes)
+        if not self._paths:
+            raise ValueError(f"path must name {self.kind} that end with {', '.join(self.suffixes)}, got {self.path}")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # a copy in another process opens files of its own
+        type(self).__init__(self, **state)
+
+    def _files(self) -> list[Path]:
+        return self._paths
 
 
 def _rows(found: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ import torch
 
 from reprolib.data.extras import needed
 from reprolib.data.facebin import FacePairs
-from reprolib.data.faceimages import ScannedFaces, numbered
+from reprolib.data.faceimages import FacesInFiles, numbered
 from reprolib.data.files import DataCorrupted, open_atomic, several
 
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "image_bytes")
@@ -66,11 +66,10 @@ def _bytes(value: Any) -> bytes:
     return value if isinstance(value, bytes) else b""
 
 
-class FaceParquet(ScannedFaces):
+class FaceParquet(FacesInFiles):
     """The images of .parquet files with a column of images and one of labels, in the order of files and rows.
 
-    `path` is one file, a folder of them or a pattern, as `FaceArchives` has it. Labels may be whole numbers or names;
-    `classes` then are these, in alphabetical order.
+    Labels may be whole numbers or names; `classes` then are these, in alphabetical order.
     """
 
     suffixes = (".parquet",)
@@ -79,18 +78,9 @@ class FaceParquet(ScannedFaces):
         self, path: str | Path, skip: Collection[int] | Collection[str] = (), index: str | Path | None = None
     ) -> None:
         super().__init__(path, skip, index)
-        if not (files := several(self.path, self.suffixes)):
-            raise ValueError(f"path must name files that end with .parquet, got {self.path}")
-        self._paths = files
         self._opened: dict[int, Any] = {}
         self._groups_read: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self._process = os.getpid()
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        FaceParquet.__init__(self, **state)  # type: ignore[arg-type]
-
-    def _files(self) -> list[Path]:
-        return self._paths
 
     def _file(self, number: int) -> Any:
         # a process that was forked opens files of its own
