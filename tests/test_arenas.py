@@ -194,6 +194,22 @@ def test_the_search_tries_five_and_goes_further_at_an_end():
     assert best == {"a": 1020.0, "b": 3} and ends == {"a"} and len(set(tried)) == 11
     best, ends, tried = search(lambda a, b: -abs(math.log2(a / 15)) - abs(b - 3))
     assert best == {"a": 16.0, "b": 3} and not ends
+
+    # the best a depends on b: one pass ends at (32, 6), the next one goes on to (64, 6)
+    def tilted(a, b):
+        x, y = math.log2(a / 8) - 4, b - 7
+        return -x * x - y * y + 1.2 * x * y
+
+    best, ends, tried = search(tilted)
+    assert best == {"a": 64.0, "b": 6} and not ends
+    # a ridge along which no single knob gains: only a start on it finds the end
+    knobs = tuning.Knob("a", 8.0, 2.0), tuning.Knob("b", 3, step=1, low=1)
+
+    def ridge(hyper):
+        return -abs(math.log2(hyper["a"] / 8) - hyper["b"] + 3) - 0.1 * abs(hyper["b"] - 6)
+
+    assert tuning.search(knobs, ridge)[0] == {"a": 8.0, "b": 3}
+    assert tuning.search(knobs, ridge, {"a": 3, "b": 3})[0] == {"a": 64.0, "b": 6}
     # 2 is the least that b may be: an end of the hyper-parameter, not of the grid
     best, ends, tried = search(lambda a, b: -abs(a - 8) - b)
     assert best == {"a": 8.0, "b": 2} and not ends and all(isinstance(b, int) for _, b in tried)
@@ -210,6 +226,7 @@ def test_tuning_resumes_and_writes_the_table_that_is_read(tmp_path, monkeypatch)
 
     monkeypatch.setattr(tuning, "arena_run", lambda arena: (made, {"arena": arena}))
     monkeypatch.setattr(arenas, "TUNED", tmp_path / "tuned.yaml")
+    monkeypatch.setattr(tuning, "SECOND_START", {})
     arguments = ["numbers", "--losses", "arcface", "--runs", str(tmp_path / "runs.jsonl"), "--table", str(arenas.TUNED)]
     assert tuning.main(arguments) == 0
     first = arenas.TUNED.read_bytes()
@@ -226,6 +243,17 @@ def test_tuning_resumes_and_writes_the_table_that_is_read(tmp_path, monkeypatch)
         arenas.tuned("numbers", "softmax")
     arenas._table.cache_clear()
     assert all(json.loads(line)["recipe"] == {"arena": "numbers"} for line in lines)
+
+
+def test_a_second_start_finds_what_the_walk_from_the_middle_does_not():
+    def two_hills(loss, hyper, seed):
+        hill = (hyper["scale"] / 24 - 1) ** 2 + (hyper["lr"] / 0.2 - 1) ** 2
+        other = (hyper["scale"] / 7.11 - 1) ** 2 + (hyper["lr"] / 3.2 - 1) ** 2
+        return {"TAR@1e-3": max(0.9 - hill, 0.95 - 10 * other) - (hyper["margin"] - 0.2) ** 2}
+
+    entry = tuning.tune("cosface", two_hills, [0])
+    assert entry["best"] == {"scale": 7.11, "lr": 3.2, "margin": 0.2} and not entry["at_an_end"]
+    assert {"scale": 24.0, "lr": 0.2, "margin": 0.2} in [one["hyper"] for one in entry["candidates"]]
 
 
 def test_a_run_that_diverges_is_the_worst_candidate_and_other_errors_stop(tmp_path):

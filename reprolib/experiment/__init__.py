@@ -25,7 +25,7 @@ from .exercises import Grade
 from .fingerprint import UnreadableError
 from .parameters import device_name, literal_names, notebook_literals, resolve
 from .paths import UsageError, cache_folder, results_folder, write_atomically
-from .record import Record, TableView, checks_view, claims_view, dumps, table_view
+from .record import Record, TableView, beside_view, checks_view, claims_view, dumps, table_view
 from .reference import load_reference
 from .runs import LINED_PROFILES, RunLines, runs_file
 from .trained import TRAINED_COLUMNS, trained_rows
@@ -176,6 +176,19 @@ class Experiment:
         if id not in tables:
             raise ValueError(f"the reference of profile {profile!r} has no table {id!r}, got {', '.join(tables)}")
         return table_view({**tables[id], "title": f"{tables[id]['title']} (reference, profile {profile})"})
+
+    def reference_claims(self, profile: str = "full") -> TableView:
+        """The claims and findings judged so far beside the committed record of `profile`: verdicts, difference, seeds.
+
+        A table without rows, with a title that says so, where there is no such record.
+        """
+        reference = load_reference(self.notebook, profile)
+        if reference is None or self.profile == profile:
+            why = "this is it" if self.profile == profile else "there is none yet"
+            return TableView(f"The reference of profile {profile}: {why}", (), ())
+        here = [claim.document() for claim in self.record.claims.values() if claim.verdict]
+        parts = ("claims", "findings")
+        return beside_view(here, [one for part in parts for one in reference[part]], profile)
 
     def finish(self) -> None:
         """Write `results/<profile>/<notebook>.json`.

@@ -370,3 +370,21 @@ def test_a_table_of_the_reference_is_shown(begin, suite):
     assert repr(run.reference_table("t")).splitlines() == ["A table (reference, profile full)", "a", "---", "0.5"]
     with pytest.raises(ValueError, match="no table 'nosuch', got t"):
         run.reference_table("nosuch")
+
+
+def test_claims_stand_beside_those_of_the_reference(begin, suite):
+    suite.claims.write_text(CLAIMS, encoding="utf-8")
+    run, _ = begin()
+    assert repr(run.reference_claims()).strip() == "The reference of profile full: there is none yet"
+    declared = list(run.record.claims.values())
+    for claim in declared:
+        claim.verdict, claim.measured, claim.seeds = "reproduced", {}, [0, 1]
+    run.finish()
+    document = json.loads((suite.results / "standard" / "90_fixture.json").read_text(encoding="utf-8"))
+    path = suite.root / "reference" / "full" / "90_fixture.json"
+    path.parent.mkdir(parents=True)
+    document["claims"][0] |= {"verdict": "inconclusive", "seeds": [0, 1, 2]}
+    document["claims"][0]["measured"]["difference"] = {"value": -1.25, "low": -2.0, "high": 0.5, "level": 0.95}
+    path.write_text(json.dumps(document), encoding="utf-8")
+    first = run.reference_claims().rows[0]
+    assert first[0] == declared[0].id and first[2:] == ("–", "2", "reproduced", "-1.25 [-2, 0.5]", "3", "inconclusive")
