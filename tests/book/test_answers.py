@@ -169,7 +169,7 @@ def test_formulas_have_the_values_that_numpy_gives_them():
         ("constructor", "constructor is none of t, pi, e and no function"),
         ("__proto__", "__proto__ is none of t, pi, e and no function"),
         ("t.constructor", "it has ., which is not part of a formula"),
-        ("sin.call(1)", "sin is a function and needs its value in round brackets"),
+        ("sin.call(1)", "it has ., which is not part of a formula"),
         ("`${t}`", "it has `, which is not part of a formula"),
         ("t = 2", "it has =, which is not part of a formula"),
     ],
