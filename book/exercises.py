@@ -125,7 +125,7 @@ def probes(check: Expected) -> list[Case] | None:
         values = [plain(value) for value in (right if isinstance(right, (list, tuple)) else [right])]
         if None in values:
             return None
-        found.append(Case(given, values, shown_case(case, number) if check.cases else ""))
+        found.append(Case(given, values, shown_case(given, number) if check.cases else ""))
     return found
 
 

@@ -254,7 +254,7 @@ def test_a_page_grades_in_the_browser(tmp_path):
         )
     )
     assert said[0].startswith("5.10: right (largest difference ")
-    assert said[1].startswith("5.10: not right yet for the arguments (0.35, 0.5): largest difference 1.22, allowed")
+    assert said[1].startswith("5.10: not right yet for the arguments (0.2, 0.4): largest difference 0.81, allowed")
     assert said[2] == "5.10: cannot be read: it ends where a number or a name is needed"
     assert said[3] == "5.10: cannot be read: alert is none of m_cos, m_arc, pi, e and no function"
     assert said[4] == "5.10: not answered yet"
