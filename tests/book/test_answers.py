@@ -49,6 +49,9 @@ ANSWERS = {
     "6b.18": "(q*N/(N-1), sqrt((N-1)/N*log((N-1)*(1-q)/q)))",
     "8.1": "max(t_a,t_b) + log(u_a*exp(t_a-max(t_a,t_b)) + u_b*exp(t_b-max(t_a,t_b))) - own",
     "8.2": "m - log(r)/s",
+    "9.1": "1/2, 10",
+    "9.2": "sqrt(eta*length/sqrt(1 - (1-eta*decay)^2))",
+    "9.3": "180 - 90*m/pi, s*(1 - cos(m))",
     "8.3": "exp(delta + l0)/(1 + exp(delta)*expm1(l0))",
 }
 PYTHON = {name: getattr(np, name) for name in ("sqrt", "exp", "log", "log1p", "expm1", "log2", "log10")}
@@ -197,8 +200,9 @@ def test_right_answers_are_right_and_wrong_ones_are_told_as_grade_tells_them(cap
     right = [[asdict(found[id]), text] for id, text in ANSWERS.items()]
     for (exercise, text), said in zip(right, in_javascript("book.verdict(row[0], row[1])", right), strict=True):
         assert re.fullmatch(r"right \(largest difference \de[+-]\d\d\)", said), f"{exercise['id']}: {text}: {said}"
-    wrong = [(id, f"1.07*({text}) + 0.05") for id, text in ANSWERS.items() if id not in ("1.17", "6.15", "6b.18")]
-    wrong += [("1.17", "1/t, 1.1*t"), ("6.15", "[alpha, arccos(1-alpha/2)]"), ("6b.18", "q, sqrt(N*q)")]
+    pairs = {"1.17": "1/t, 1.1*t", "6.15": "[alpha, arccos(1-alpha/2)]", "6b.18": "q, sqrt(N*q)"}
+    pairs |= {"9.1": "0.5, 9", "9.3": "180 - m/2, s*(1 - cos(m))"}
+    wrong = [(id, pairs.get(id, f"1.07*({text}) + 0.05")) for id, text in ANSWERS.items()]
     rows = [[asdict(found[id]), text] for id, text in wrong]
     for (id, text), said in zip(wrong, in_javascript("book.verdict(row[0], row[1])", rows), strict=True):
         exercise = found[id]
