@@ -166,7 +166,7 @@ function verdict(exercise, text) {
   for (const { given, values, shown } of exercise.cases) {
     for (const [entry, right] of values.entries()) {
       const error = Math.abs(parts[entry](given) - right) / Math.max(1, Math.abs(right));
-      const place = `${shown && ` for ${shown}`}${wanted > 1 ? `, entry ${entry}` : ""}`;
+      const place = shown && ` for ${shown}${wanted > 1 ? `, entry ${entry}` : ""}`;
       if (Number.isNaN(error)) return `not right yet${place}: the formula is not a number there`;
       if (error > worst) [worst, where] = [error, place];
     }
