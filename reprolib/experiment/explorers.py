@@ -140,6 +140,8 @@ def draw_margins(m1: float, m2: float, m3: float, scale: float, log_classes: flo
     for ax, (title, formula) in zip(axes, parts.items(), strict=True):
         lines = {name: formula(*margin).tolist() for name, margin in margins.items()}
         plots.curves(np.degrees(inner), lines, ax=ax, title=title, xlabel="θ in degrees")
+    for ax in axes[1:]:
+        ax.get_legend().remove()
     axes[1].set_ylim(-4, 8)
     return figure
 
