@@ -115,8 +115,10 @@ class Browser:
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(await self._next())
 
-    async def evaluate(self, script: str) -> Any:
-        found = await self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+    async def evaluate(self, script: str, **options: Any) -> Any:
+        """What a script gives in the page; `options` are those of the protocol."""
+        asked = {"expression": script, "awaitPromise": True, "returnByValue": True, **options}
+        found = await self.call("Runtime.evaluate", **asked)
         if "exceptionDetails" in found:
             raise RuntimeError(str(found["exceptionDetails"]))
         return found["result"].get("value")
