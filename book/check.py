@@ -245,6 +245,9 @@ async def search(page: Browser, folder: Path) -> list[str]:
     await page.open(f"{(folder / 'search.html').as_uri()}?q=simplex")
     for _ in range(100):
         if await page.evaluate("document.querySelectorAll('ul.search li a').length"):
+            # what goes wrong with what it found is told a moment later
+            await asyncio.sleep(1)
+            await page.evaluate("0")
             return complaints(page.events, folder)
         await asyncio.sleep(0.1)
     return ["the search finds nothing for simplex"]

@@ -42,6 +42,8 @@ html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["book.css"]
 html_copy_source = html_show_sourcelink = False
+# The search would fetch each page that it finds for a line of its text, which a browser refuses to pages on a disk.
+html_show_search_summary = False
 html_theme_options = {"navigation_with_keys": True}
 pygments_style, pygments_dark_style = "default", "monokai"
 
