@@ -26,6 +26,7 @@ import yaml
 
 import reprolib
 from book.conf import mathjax_folder
+from book.exercises import answerable
 from reprolib.experiment import report
 from reprolib.experiment.record import TableView, number, table_view
 from reprolib.experiment.reference import Document, read_record
@@ -34,7 +35,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
 PROFILES = ("full", "standard")
-STATIC = ("book.css", "formulas.js", "explorers.js")
+STATIC = ("book.css", "formulas.js", "explorers.js", "expression.js", "answers.js")
 # Reading: words a minute, and minutes to follow a numbered equation with a pencil.
 WORDS_A_MINUTE, MINUTES_AN_EQUATION = 200, 2
 ROOMS = {
@@ -100,6 +101,21 @@ def badges(name: str) -> str:
     binder = f"https://mybinder.org/v2/gh/{place}/main?urlpath=lab/tree/notebooks/{name}.ipynb"
     links = [("Colab", colab), ("Binder", binder)]
     return " ".join(f'<a class="badge" href="{address}"><span>open in</span> {host}</a>' for host, address in links)
+
+
+def with_answers(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook with a line to type an answer into below each stub that a page can grade."""
+    lines = {place: [one.line() for one in exercises] for place, exercises in answerable(notebook).items()}
+    cells = []
+    for place, cell in enumerate(notebook.cells):
+        cells.append(cell)
+        if place in lines:
+            cells.append(nbformat.v4.new_markdown_cell("\n".join(lines[place])))
+    if lines:
+        scripts = [f'<script src="../_static/{name}.js"></script>' for name in ("expression", "answers")]
+        cells.append(nbformat.v4.new_markdown_cell("\n".join(scripts)))
+    notebook.cells = cells
+    return notebook
 
 
 def shown(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode:
@@ -215,7 +231,7 @@ def gather(source: Path) -> None:
     }
     parts["API"] = "\n".join(f"api/{room or 'single'}" for room in ROOMS)
     for name, notebook in notebooks.items():
-        nbformat.write(shown(notebook, name), source / "notebooks" / f"{name}.ipynb")
+        nbformat.write(shown(with_answers(notebook), name), source / "notebooks" / f"{name}.ipynb")
     for path in HERE.glob("*.md"):
         text = path.read_text(encoding="utf-8")
         for name, made in parts.items():

@@ -115,8 +115,10 @@ class Browser:
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(await self._next())
 
-    async def evaluate(self, script: str) -> Any:
-        found = await self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+    async def evaluate(self, script: str, **options: Any) -> Any:
+        """What a script gives in the page; `options` are those of the protocol."""
+        asked = {"expression": script, "awaitPromise": True, "returnByValue": True, **options}
+        found = await self.call("Runtime.evaluate", **asked)
         if "exceptionDetails" in found:
             raise RuntimeError(str(found["exceptionDetails"]))
         return found["result"].get("value")
@@ -243,6 +245,9 @@ async def search(page: Browser, folder: Path) -> list[str]:
     await page.open(f"{(folder / 'search.html').as_uri()}?q=simplex")
     for _ in range(100):
         if await page.evaluate("document.querySelectorAll('ul.search li a').length"):
+            # what goes wrong with what it found is told a moment later
+            await asyncio.sleep(1)
+            await page.evaluate("0")
             return complaints(page.events, folder)
         await asyncio.sleep(0.1)
     return ["the search finds nothing for simplex"]

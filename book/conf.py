@@ -7,6 +7,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import yaml
+
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
@@ -40,6 +42,8 @@ html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["book.css"]
 html_copy_source = html_show_sourcelink = False
+# The search would fetch each page that it finds for a line of its text, which a browser refuses to pages on a disk.
+html_show_search_summary = False
 html_theme_options = {"navigation_with_keys": True}
 pygments_style, pygments_dark_style = "default", "monokai"
 
@@ -85,10 +89,21 @@ def paragraph(block: list[str]) -> list[str]:
     return lines
 
 
+EQUATIONS: dict[str, dict[str, list[str]]] = yaml.safe_load((HERE / "equations.yaml").read_text(encoding="utf-8"))
+
+
+def derived(name: str) -> list[str]:
+    """The line that says where the formulas of an object are derived; its numbers become links."""
+    found = EQUATIONS.get(name, {})
+    places = [f"notebook {notebook} " + ", ".join(f"({tag})" for tag in tags) for notebook, tags in found.items()]
+    return [f"Derived in {'; '.join(places)}.", ""] if places else []
+
+
 def read_docstring(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Docstrings are written to be read as they are; here they become what Sphinx reads."""
     blocks = "\n".join(lines).strip("\n").split("\n\n")
     lines[:] = [line for block in blocks for line in [*paragraph(block.strip("\n").split("\n")), ""]]
+    lines += derived(name)
 
 
 def setup(app: object) -> None:

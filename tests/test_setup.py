@@ -23,7 +23,7 @@ from reprolib import _arithmetic
 ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = ("notebooks", "test", "bench", "dev", "data")
 # Not installed for the tests, which leave out what needs them; the book is asked for by `make book` alone.
-UNTESTED = ("cluster", "book")
+UNTESTED = ("cluster", "book", "widgets")
 # What is imported under another name than its package's.
 PACKAGES = {"xdist": "pytest-xdist", "sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "IPython": "ipython"}
 LIBRARY = ("losses", "theory", "data", "evaluation", "models.py", "training.py", "optim.py", "verify.py", "_checks.py")
@@ -220,9 +220,10 @@ def test_each_requirement_has_one_exact_pin_that_satisfies_it(requirements, pins
         assert requirement.specifier.contains(versions[name]), f"{name}=={versions[name]}"
 
 
-def test_what_the_book_needs_is_pinned_once(project, pins):
+def test_what_the_book_and_the_sliders_need_is_pinned_once(project, pins):
     versions = {canonicalize_name(pin.name): pin for pin in pins}
-    for line in project["project"]["optional-dependencies"]["book"]:
+    extras = project["project"]["optional-dependencies"]
+    for line in [*extras["book"], *extras["widgets"]]:
         wanted, pin = Requirement(line), versions[canonicalize_name(Requirement(line).name)]
         (specifier,) = pin.specifier
         assert wanted.specifier.contains(specifier.version)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,30 @@ import torch
 Measured = tuple[float, float] | tuple[float, float, str]
 
 
+@dataclass(frozen=True)
+class Expected:
+    """The check of an exercise with a right answer: a function and the arguments of each case, or a value."""
+
+    right: Any
+    cases: tuple[Sequence[Any], ...]
+    tolerance: float
+
+    def __call__(self, yours: Any) -> Measured:
+        """The error max |yours - right| / max(1, |right|), what is allowed, and where it lies."""
+        return _compare(yours, self.right, self.cases, self.tolerance)
+
+
 class Grade:
     """The exercises of one run by their id, `run.grade`; a call grades an answer and prints one line."""
 
     def __init__(self) -> None:
-        self._checks: dict[str, Callable[[Any], Measured]] = {}
+        self.checks: dict[str, Callable[[Any], Measured]] = {}
 
     def register(self, id: str, check: Callable[[Any], Measured]) -> None:
         """Exercise `id`: `check(yours)` gives (measured error, allowed error), or these and where the error lies."""
         if not callable(check):
             raise TypeError(f"check of exercise {id!r} must be a function, got {check!r}")
-        self._checks[id] = check
+        self.checks[id] = check
 
     def expect(self, id: str, right: Any, *cases: Sequence[Any], tolerance: float = 1e-9) -> None:
         """Exercise `id`: a function that equals `right` at the arguments of each case, or, without cases, a value.
@@ -39,13 +53,13 @@ class Grade:
         """
         if callable(right) != bool(cases):
             raise ValueError(f"exercise {id!r} must have a function and its cases or a value, got {right!r}, {cases!r}")
-        self.register(id, lambda yours: _compare(yours, right, cases, tolerance))
+        self.register(id, Expected(right, cases, tolerance))
 
     def __call__(self, id: str, yours: Any) -> None:
         """Print whether `yours` is right. Raises ValueError for an exercise that the page has not."""
-        if id not in self._checks:
-            raise ValueError(f"exercise must be one of {', '.join(self._checks) or 'none'}, got {id!r}")
-        print(f"{id}: {self._verdict(self._checks[id], yours)}")
+        if id not in self.checks:
+            raise ValueError(f"exercise must be one of {', '.join(self.checks) or 'none'}, got {id!r}")
+        print(f"{id}: {self._verdict(self.checks[id], yours)}")
 
     def _verdict(self, check: Callable[[Any], Measured], yours: Any) -> str:
         if yours is None:
@@ -70,7 +84,7 @@ def _compare(yours: Any, right: Any, cases: Sequence[Sequence[Any]], tolerance: 
         # an answer that writes into its arguments changes nothing here
         error, at = _distance(yours(*copy.deepcopy(case)), right(*case))
         if not error <= worst:
-            worst, where = error, f" for {_shown(case, number)}{at}"
+            worst, where = error, f" for {shown_case(case, number)}{at}"
         if math.isnan(error):
             break
     return worst, tolerance, where
@@ -94,7 +108,8 @@ def _distance(ours: Any, right: Any) -> tuple[float, str]:
     return float(ratio[entry]), f", entry {', '.join(map(str, entry))}"
 
 
-def _shown(case: Sequence[Any], number: int) -> str:
+def shown_case(case: Sequence[Any], number: int) -> str:
+    """The arguments of a case, or its number where they are no plain numbers."""
     if all(isinstance(value, (int, float, str)) for value in case):
         return f"the arguments ({', '.join(f'{v:.6g}' if isinstance(v, float) else repr(v) for v in case)})"
     return f"case {number}"

@@ -55,6 +55,27 @@ def test_numbered_equations_are_places_that_text_and_docstrings_lead_to(html):
     assert "../notebooks/01_l2_softmax.html#eq-" in (html / "api" / "theory.html").read_text(encoding="utf-8")
 
 
+def test_the_librarys_pages_lead_to_the_equations_of_every_paper(html):
+    text = (html / "api" / "losses.html").read_text(encoding="utf-8")
+    for page, tag in (
+        ("03_l_softmax_a_softmax", "3-4"),
+        ("04_cosface", "4-1"),
+        ("05_arcface", "5-3"),
+        ("08_scale", "8-11"),
+    ):
+        assert f'href="../notebooks/{page}.html#eq-{tag}"' in text
+    for page, tag in (("06_center_triplet", "6-4"), ("06b_contrastive_npair", "6b-13")):
+        assert f'href="../notebooks/{page}.html#eq-{tag}"' in text
+
+
+def test_a_page_has_a_line_for_each_answer_that_it_can_grade(html):
+    text = (html / "notebooks" / "05_arcface.html").read_text(encoding="utf-8")
+    assert text.count('<div class="answer"') == 3
+    for name in ("expression.js", "answers.js"):
+        assert f'src="../_static/{name}"' in text and (html / "_static" / name).exists()
+    assert "answers.js" not in (html / "index.html").read_text(encoding="utf-8")
+
+
 def test_a_browser_finds_nothing_wrong(html, tmp_path):
     pytest.importorskip("tornado")
     from book import check
