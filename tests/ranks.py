@@ -11,15 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import distributed
+from torch import distributed, multiprocessing
 
 from reprolib import config, losses
 from reprolib.data import write_facebin, write_records
 from reprolib.loop import train
 from reprolib.losses import AnnealedLambda, CenterLoss, JointLoss, PartialFC
 from reprolib.sharded import ShardedLoss, block
+from reprolib.state import read_checkpoint
 
 IN_FEATURES, CLASSES, BATCH = 6, 11, 8
+# neither: what a process makes of its part of a batch depends on nothing else
+PLAIN = {"network": {"name": "sphere4", "embedding_dim": 16}}
+# what draws random numbers and what has buffers: dropout, BatchNorm
+RESIDUAL = {"network": {"name": "residual", "embedding_dim": 16, "widths": [4, 8], "dropout": 0.2}}
 
 
 def made() -> dict[str, torch.nn.Module]:
@@ -120,10 +125,16 @@ def settings(folder: Path, output: str, **changes: Any) -> config.RunConfig:
     return config.parse(values)
 
 
-def run_on(rank: int, world: int, folder: Path, output: str, changes: dict[str, Any], stop_at: int = 0) -> None:
-    """`train` on `world` processes; process 1 gets SIGTERM after step `stop_at`, if that is not 0."""
+def run_on(
+    rank: int, world: int, folder: Path, output: str, changes: dict[str, Any], stop_at: int = 0, of_1: str | None = None
+) -> None:
+    """`train` on `world` processes; process 1 gets SIGTERM after step `stop_at`, if that is not 0.
+
+    `of_1` is another output for process 1, as if it saw another disk.
+    """
+    output = of_1 if of_1 and rank == 1 else output
     torch.set_num_threads(1)
-    meet = f"file://{folder}/{output}-{world}-{stop_at}"
+    meet = f"file://{folder}/{of_1 or output}-{world}-{stop_at}"
     distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=world)
 
     def after_step(done: int) -> None:
@@ -133,6 +144,36 @@ def run_on(rank: int, world: int, folder: Path, output: str, changes: dict[str, 
     outcome = train(settings(folder, output, **changes), device="cpu", after_step=after_step)
     assert outcome.stopped == (signal.SIGTERM if stop_at else None)
     distributed.destroy_process_group()
+
+
+def final(folder: Path, output: str) -> dict:
+    """All that a checkpoint holds of weights and state, by name."""
+    state = read_checkpoint(folder / output / "checkpoint.pt")
+    parts = {f"{part}.{name}": value for part in ("model", "loss", "momentum") for name, value in state[part].items()}
+    return parts | {"step": torch.tensor(state["step"])}
+
+
+def assert_same(first: dict, second: dict, tolerance: float = 0.0) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        if tolerance == 0.0:
+            assert torch.equal(value, second[name]), name
+        else:
+            assert torch.allclose(value.double(), second[name].double(), rtol=0, atol=tolerance), name
+
+
+def run(folder: Path, output: str, stop_at: int = 0, **changes):
+    """`train`, with SIGTERM after step `stop_at`."""
+
+    def after_step(done: int) -> None:
+        if done == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return train(settings(folder, output, **changes), device="cpu", after_step=after_step)
+
+
+def processes(world: int, *arguments) -> None:
+    multiprocessing.spawn(run_on, (world, *arguments), nprocs=world)
 
 
 def environment() -> dict[str, str]:
