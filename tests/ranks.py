@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,25 +128,48 @@ def settings(folder: Path, output: str, **changes: Any) -> config.RunConfig:
     return config.parse(values)
 
 
-def run_on(
-    rank: int, world: int, folder: Path, output: str, changes: dict[str, Any], stop_at: int = 0, of_1: str | None = None
-) -> None:
-    """`train` on `world` processes; process 1 gets SIGTERM after step `stop_at`, if that is not 0.
+@dataclass(frozen=True)
+class Part:
+    """A run, or a part of one, on `world` processes; process 1 gets SIGTERM after step `stop_at`, if that is not 0.
 
-    `of_1` is another output for process 1, as if it saw another disk.
+    `copy_of` is the output that it goes on from, if not its own; `of_1` the output of process 1, as if it saw another
+    disk; `refused` what `train` says.
     """
-    output = of_1 if of_1 and rank == 1 else output
+
+    world: int
+    output: str
+    changes: dict[str, Any]
+    stop_at: int = 0
+    copy_of: str | None = None
+    of_1: str | None = None
+    refused: str | None = None
+
+    def run(self, rank: int, folder: Path, meet: Path) -> None:
+        """What process `rank` does of it."""
+        if self.copy_of is not None and rank == 0:
+            shutil.copytree(folder / self.copy_of, folder / self.output)
+        distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=self.world)
+
+        def after_step(done: int) -> None:
+            if done == self.stop_at and rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        try:
+            made = settings(folder, self.of_1 or self.output if rank == 1 else self.output, **self.changes)
+            outcome = train(made, device="cpu", after_step=after_step)
+        except ValueError as error:
+            assert self.refused is not None and self.refused in str(error), error
+        else:
+            assert self.refused is None and outcome.stopped == (signal.SIGTERM if self.stop_at else None)
+        distributed.destroy_process_group()
+
+
+def run_parts(rank: int, folder: Path, parts: Sequence[Part]) -> None:
+    """What process `rank` does of all `parts`, one after the other."""
     torch.set_num_threads(1)
-    meet = f"file://{folder}/{of_1 or output}-{world}-{stop_at}"
-    distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=world)
-
-    def after_step(done: int) -> None:
-        if done == stop_at and rank == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    outcome = train(settings(folder, output, **changes), device="cpu", after_step=after_step)
-    assert outcome.stopped == (signal.SIGTERM if stop_at else None)
-    distributed.destroy_process_group()
+    for number, part in enumerate(parts):
+        if rank < part.world:
+            part.run(rank, folder, folder / f"meet-{number}")
 
 
 def final(folder: Path, output: str) -> dict:
@@ -172,8 +198,9 @@ def run(folder: Path, output: str, stop_at: int = 0, **changes):
     return train(settings(folder, output, **changes), device="cpu", after_step=after_step)
 
 
-def processes(world: int, *arguments) -> None:
-    multiprocessing.spawn(run_on, (world, *arguments), nprocs=world)
+def processes(folder: Path, *parts: Part) -> None:
+    """Run all `parts` by the same processes, since these take long to start."""
+    multiprocessing.spawn(run_parts, (folder, parts), nprocs=max(part.world for part in parts))
 
 
 def environment() -> dict[str, str]:

@@ -165,7 +165,7 @@ def test_two_processes_train_as_one(faces):
     """A network without BatchNorm and dropout, whose batches do not depend on their division."""
     changes = {"evaluation": {"sets": [str(faces / "pairs.bin")]}, "training__clip_norm": 0.5, **ranks.PLAIN}
     ranks.run(faces, "one", **changes)
-    ranks.processes(2, faces, "two", changes)
+    ranks.processes(faces, ranks.Part(2, "two", changes))
     ranks.assert_same(ranks.final(faces, "one"), ranks.final(faces, "two"), 2e-5)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +11,6 @@ import ranks
 
 from reprolib.loop import LOG
 from reprolib.state import CHECKPOINT, read_checkpoint
-
-NAMES = ("whole", "parts")
 
 
 @pytest.fixture
@@ -56,49 +53,59 @@ def test_stopped_by_sigterm_and_resumed_is_uninterrupted_bit_for_bit(faces, kind
         assert ranks.final(faces, "parts")["loss.auxiliary.centers"].any()
 
 
+# Partial FC draws in each process's own classes: at the rate 1 it is the same whatever their number
+ON_RANKS = {kind: {**changes, **ranks.PLAIN} for kind, changes in KINDS.items()}
+ON_RANKS["partial_fc"]["loss__sample_rate"] = 1.0
+DRAWN = {**KINDS["partial_fc"], "loss__sample_rate": 0.4}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """The folder of all runs on several processes."""
+    folder = tmp_path_factory.mktemp("parts")
+    ranks.write_faces(folder)
+    ranks.run(folder, "seen", stop_at=5)
+    first = [ranks.Part(2, kind, changes, 4) for kind, changes in ON_RANKS.items()]
+    second = [ranks.Part(4, kind, changes, 8) for kind, changes in ON_RANKS.items()]
+    drawn = [ranks.Part(2, "drawn", DRAWN), ranks.Part(2, "drawn_parts", DRAWN, 7)]
+    drawn += [ranks.Part(4, name, DRAWN, copy_of="drawn_parts") for name in ("four", "again")]
+    drawn += [ranks.Part(2, "drawn_parts", DRAWN)]
+    unseen = ranks.Part(2, "seen", {}, of_1="unseen", refused="must be on a disk that all processes see")
+    ranks.processes(folder, *first, *second, *drawn, unseen)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_then_four_then_one_are_one(faces, kind):
-    # Partial FC draws in each process's own classes: at the rate 1 it is the same whatever their number
-    changes = {**KINDS[kind], **ranks.PLAIN} | ({"loss__sample_rate": 1.0} if kind == "partial_fc" else {})
-    ranks.run(faces, "whole", **changes)
-    ranks.processes(2, faces, "parts", changes, 4)
-    assert int(ranks.final(faces, "parts")["step"]) == 4
-    ranks.processes(4, faces, "parts", changes, 8)
-    assert int(ranks.final(faces, "parts")["step"]) == 8
-    assert ranks.run(faces, "parts", **changes).step == 12
-    whole, parts = ranks.final(faces, "whole"), ranks.final(faces, "parts")
-    ranks.assert_same(whole, parts, 2e-5)
-    losses = [[line["loss"] for line in read_checkpoint(faces / name / CHECKPOINT)["history"]] for name in NAMES]
+def test_two_processes_then_four_then_one_are_one(parts, kind):
+    changes = ON_RANKS[kind]
+    assert int(ranks.final(parts, kind)["step"]) == 8
+    ranks.run(parts, f"whole_{kind}", **changes)
+    assert ranks.run(parts, kind, **changes).step == 12
+    whole, found = ranks.final(parts, f"whole_{kind}"), ranks.final(parts, kind)
+    ranks.assert_same(whole, found, 2e-5)
+    outputs = (parts / f"whole_{kind}", parts / kind)
+    losses = [[line["loss"] for line in read_checkpoint(output / CHECKPOINT)["history"]] for output in outputs]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4) and len(losses[0]) == 3
     if kind == "annealed":
-        assert int(parts["loss.annealing.iteration"]) == 12
+        assert int(found["loss.annealing.iteration"]) == 12
     if kind == "center":
-        assert parts["loss.auxiliary.centers"].any()
+        assert found["loss.auxiliary.centers"].any()
 
 
 @pytest.mark.slow
-def test_partial_fc_that_draws_goes_on_with_two_processes_and_with_four(faces):
-    changes = {**KINDS["partial_fc"], "loss__sample_rate": 0.4}
-    ranks.processes(2, faces, "whole", changes)
-    ranks.processes(2, faces, "parts", changes, 7)
-    for name in ("four", "again"):
-        shutil.copytree(faces / "parts", faces / name)
-    ranks.processes(2, faces, "parts", changes)
+def test_partial_fc_that_draws_goes_on_with_two_processes_and_with_four(parts):
     # the draws, too, are those of the run that was not stopped
-    ranks.assert_same(ranks.final(faces, "whole"), ranks.final(faces, "parts"))
-    for name in ("four", "again"):
-        ranks.processes(4, faces, name, changes)
-    ranks.assert_same(ranks.final(faces, "four"), ranks.final(faces, "again"))
-    four = ranks.final(faces, "four")
+    ranks.assert_same(ranks.final(parts, "drawn"), ranks.final(parts, "drawn_parts"))
+    four = ranks.final(parts, "four")
+    ranks.assert_same(four, ranks.final(parts, "again"))
     assert int(four["step"]) == 12 and all(value.isfinite().all() for value in four.values())
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_one_process_does_not_see_is_refused_by_all(faces):
-    ranks.run(faces, "seen", stop_at=5)
-    with pytest.raises(Exception, match="must be on a disk that all processes see"):
-        ranks.processes(2, faces, "seen", {}, 0, "unseen")
+def test_a_checkpoint_that_one_process_does_not_see_is_refused_by_all(parts):
+    """Asserted by the processes of `parts`."""
+    assert not (parts / "unseen" / CHECKPOINT).exists() and int(ranks.final(parts, "seen")["step"]) == 5
 
 
 SCRIPT = """
