@@ -12,9 +12,10 @@ import torch
 from tqdm import tqdm
 
 from reprolib import networks
+from reprolib.batches import prepare
 from reprolib.data.files import write_atomic
 from reprolib.data.pixels import decode_tensor
-from reprolib.loop import prepare, read_checkpoint
+from reprolib.state import read_checkpoint
 from reprolib.training import embed
 
 ENDINGS = (".jpg", ".jpeg", ".png")

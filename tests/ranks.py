@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import distributed
+from torch import distributed, multiprocessing
 
 from reprolib import config, losses
 from reprolib.data import write_facebin, write_records
 from reprolib.loop import train
 from reprolib.losses import AnnealedLambda, CenterLoss, JointLoss, PartialFC
 from reprolib.sharded import ShardedLoss, block
+from reprolib.state import read_checkpoint
 
 IN_FEATURES, CLASSES, BATCH = 6, 11, 8
+# neither: what a process makes of its part of a batch depends on nothing else
+PLAIN = {"network": {"name": "sphere4", "embedding_dim": 16}}
+# what draws random numbers and what has buffers: dropout, BatchNorm
+RESIDUAL = {"network": {"name": "residual", "embedding_dim": 16, "widths": [4, 8], "dropout": 0.2}}
 
 
 def made() -> dict[str, torch.nn.Module]:
@@ -120,19 +128,79 @@ def settings(folder: Path, output: str, **changes: Any) -> config.RunConfig:
     return config.parse(values)
 
 
-def run_on(rank: int, world: int, folder: Path, output: str, changes: dict[str, Any], stop_at: int = 0) -> None:
-    """`train` on `world` processes; process 1 gets SIGTERM after step `stop_at`, if that is not 0."""
+@dataclass(frozen=True)
+class Part:
+    """A run, or a part of one, on `world` processes; process 1 gets SIGTERM after step `stop_at`, if that is not 0.
+
+    `copy_of` is the output that it goes on from, if not its own; `of_1` the output of process 1, as if it saw another
+    disk; `refused` what `train` says.
+    """
+
+    world: int
+    output: str
+    changes: dict[str, Any]
+    stop_at: int = 0
+    copy_of: str | None = None
+    of_1: str | None = None
+    refused: str | None = None
+
+    def run(self, rank: int, folder: Path, meet: Path) -> None:
+        """What process `rank` does of it."""
+        if self.copy_of is not None and rank == 0:
+            shutil.copytree(folder / self.copy_of, folder / self.output)
+        distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=self.world)
+
+        def after_step(done: int) -> None:
+            if done == self.stop_at and rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        try:
+            made = settings(folder, self.of_1 or self.output if rank == 1 else self.output, **self.changes)
+            outcome = train(made, device="cpu", after_step=after_step)
+        except ValueError as error:
+            assert self.refused is not None and self.refused in str(error), error
+        else:
+            assert self.refused is None and outcome.stopped == (signal.SIGTERM if self.stop_at else None)
+        distributed.destroy_process_group()
+
+
+def run_parts(rank: int, folder: Path, parts: Sequence[Part]) -> None:
+    """What process `rank` does of all `parts`, one after the other."""
     torch.set_num_threads(1)
-    meet = f"file://{folder}/{output}-{world}-{stop_at}"
-    distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=world)
+    for number, part in enumerate(parts):
+        if rank < part.world:
+            part.run(rank, folder, folder / f"meet-{number}")
+
+
+def final(folder: Path, output: str) -> dict:
+    """All that a checkpoint holds of weights and state, by name."""
+    state = read_checkpoint(folder / output / "checkpoint.pt")
+    parts = {f"{part}.{name}": value for part in ("model", "loss", "momentum") for name, value in state[part].items()}
+    return parts | {"step": torch.tensor(state["step"])}
+
+
+def assert_same(first: dict, second: dict, tolerance: float = 0.0) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        if tolerance == 0.0:
+            assert torch.equal(value, second[name]), name
+        else:
+            assert torch.allclose(value.double(), second[name].double(), rtol=0, atol=tolerance), name
+
+
+def run(folder: Path, output: str, stop_at: int = 0, **changes):
+    """`train`, with SIGTERM after step `stop_at`."""
 
     def after_step(done: int) -> None:
-        if done == stop_at and rank == 1:
+        if done == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    outcome = train(settings(folder, output, **changes), device="cpu", after_step=after_step)
-    assert outcome.stopped == (signal.SIGTERM if stop_at else None)
-    distributed.destroy_process_group()
+    return train(settings(folder, output, **changes), device="cpu", after_step=after_step)
+
+
+def processes(folder: Path, *parts: Part) -> None:
+    """Run all `parts` by the same processes, since these take long to start."""
+    multiprocessing.spawn(run_parts, (folder, parts), nprocs=max(part.world for part in parts))
 
 
 def environment() -> dict[str, str]:

@@ -15,23 +15,20 @@ import numpy as np
 import pytest
 import ranks
 import torch
-from torch import multiprocessing
 
 from reprolib import networks
 from reprolib.__main__ import main
+from reprolib.batches import prepare
 from reprolib.config import make_loss, parse
 from reprolib.data import load_facebin, open_faces
 from reprolib.embeddings import embed_folder
 from reprolib.experiment.strict_yaml import read_yaml
 from reprolib.experiment.trained import trained_rows
-from reprolib.loop import LOG, prepare, read_checkpoint, train
+from reprolib.loop import LOG
+from reprolib.state import read_checkpoint
 from reprolib.training import embed, fit
 
 ROOT = Path(__file__).resolve().parents[1]
-# neither: what a process makes of its part of a batch depends on nothing else
-PLAIN = {"network": {"name": "sphere4", "embedding_dim": 16}}
-# what draws random numbers and what has buffers: dropout, BatchNorm
-RESIDUAL = {"network": {"name": "residual", "embedding_dim": 16, "widths": [4, 8], "dropout": 0.2}}
 
 
 @pytest.fixture
@@ -40,41 +37,15 @@ def faces(tmp_path):
     return tmp_path
 
 
-def final(folder: Path, output: str) -> dict:
-    """All that a checkpoint holds of weights and state, by name."""
-    state = read_checkpoint(folder / output / "checkpoint.pt")
-    parts = {f"{part}.{name}": value for part in ("model", "loss", "momentum") for name, value in state[part].items()}
-    return parts | {"step": torch.tensor(state["step"])}
-
-
-def assert_same(first: dict, second: dict, tolerance: float = 0.0) -> None:
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        if tolerance == 0.0:
-            assert torch.equal(value, second[name]), name
-        else:
-            assert torch.allclose(value.double(), second[name].double(), rtol=0, atol=tolerance), name
-
-
-def run(folder: Path, output: str, stop_at: int = 0, **changes):
-    """`train`, with SIGTERM after step `stop_at`."""
-
-    def after_step(done: int) -> None:
-        if done == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return train(ranks.settings(folder, output, **changes), device="cpu", after_step=after_step)
-
-
 @pytest.mark.parametrize("data", [{}, {"data__workers": 1}, {"data__in_memory": True}], ids=["", "worker", "memory"])
 def test_one_process_is_the_notebooks_loop_bit_for_bit(faces, data):
-    run(faces, "run", **RESIDUAL, **data)
-    config = ranks.settings(faces, "run", **RESIDUAL)
+    ranks.run(faces, "run", **ranks.RESIDUAL, **data)
+    config = ranks.settings(faces, "run", **ranks.RESIDUAL)
     items = open_faces(faces / "train.rec").__getitems__(range(56))
     images, labels = torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
     model = partial(networks.build, "residual", 16, (3, 24, 24), widths=(4, 8), dropout=0.2)
     trained = fit(model, lambda: make_loss(config.loss, 16, 7), images, labels, config.training, seed=0, log_every=4)
-    found = final(faces, "run")
+    found = ranks.final(faces, "run")
     for name, value in trained.model.state_dict().items():
         assert torch.equal(found[f"model.{name}"], value), name
     for name, value in trained.loss.state_dict().items():
@@ -83,43 +54,9 @@ def test_one_process_is_the_notebooks_loop_bit_for_bit(faces, data):
     assert [line["loss"] for line in lines] == trained.history.losses
 
 
-KINDS = {
-    "arcface": RESIDUAL,
-    "partial_fc": {"loss__sample_rate": 0.5, **RESIDUAL},
-    "annealed": {"loss": {"name": "a_softmax", "annealing": "sphereface"}, "training__ramp_end": 0.0},
-    "center": {
-        "loss": {"name": "softmax", "center": {"weight": 0.01, "alpha": 0.5, "update": "caffe"}},
-        "training__ramp_end": 0.0,
-    },
-    "triplet": {
-        "loss": {"name": "triplet_semi_hard", "margin": 0.2},
-        "per_class": 4,
-        "training__ramp_end": 0.0,
-        "training__clip_norm": 1.0,
-    },
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_stopped_by_sigterm_and_resumed_is_uninterrupted_bit_for_bit(faces, kind, capfd):
-    changes = KINDS[kind]
-    assert run(faces, "whole", **changes).stopped is None
-    stopped = run(faces, "parts", stop_at=7, **changes)
-    assert (stopped.stopped, stopped.step) == (signal.SIGTERM, 7)
-    assert "stopped by SIGTERM after step 7" in capfd.readouterr().err
-    outcome = run(faces, "parts", **changes)
-    assert (outcome.stopped, outcome.step) == (None, 12)
-    assert_same(final(faces, "whole"), final(faces, "parts"))
-    assert (faces / "whole" / LOG).read_text() == (faces / "parts" / LOG).read_text()
-    if kind == "annealed":
-        assert int(final(faces, "parts")["loss.annealing.iteration"]) == 12
-    if kind == "center":
-        assert final(faces, "parts")["loss.auxiliary.centers"].any()
-
-
 def test_evaluation_bf16_progress_and_verify(faces, capfd):
     changes = {"evaluation": {"sets": [str(faces / "pairs.bin")], "every": 6}, "training__bf16": True}
-    outcome = run(faces, "run", **changes, training__steps=30, paper={"notebook": "05", "pairs": 99.5})
+    outcome = ranks.run(faces, "run", **changes, training__steps=30, paper={"notebook": "05", "pairs": 99.5})
     err = capfd.readouterr().err
     assert ", the paper 99.5" in err
     assert [row[1:3] for row in trained_rows("05_arcface", faces)] == [["pairs", 99.5]]
@@ -144,7 +81,15 @@ def test_evaluation_bf16_progress_and_verify(faces, capfd):
 
 
 def test_embeddings_of_a_folder_are_the_networks(faces):
-    run(faces, "run", data__grey=True, data__crop=[22, 20], evaluation={"flip_sum": False}, training__steps=2, **PLAIN)
+    ranks.run(
+        faces,
+        "run",
+        data__grey=True,
+        data__crop=[22, 20],
+        evaluation={"flip_sum": False},
+        training__steps=2,
+        **ranks.PLAIN,
+    )
     state = read_checkpoint(faces / "run" / "checkpoint.pt")
     assert state["shape"] == [1, 22, 20]
     (faces / "images" / "deep").mkdir(parents=True)
@@ -203,7 +148,7 @@ def test_what_cannot_be_is_refused_in_one_line_with_status_2(faces, capsys):
 def test_tensorboard_is_named_where_it_is_missing(faces, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ValueError, match=r"pip install 'reprolib\[cluster\]'"):
-        run(faces, "run", tensorboard=True)
+        ranks.run(faces, "run", tensorboard=True)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
@@ -216,28 +161,12 @@ def test_recipes_are_valid_and_name_their_paper(path):
     assert path.read_text(encoding="utf-8").startswith("# ")
 
 
-def processes(world: int, *arguments) -> None:
-    multiprocessing.spawn(ranks.run_on, (world, *arguments), nprocs=world)
-
-
 def test_two_processes_train_as_one(faces):
     """A network without BatchNorm and dropout, whose batches do not depend on their division."""
-    changes = {"evaluation": {"sets": [str(faces / "pairs.bin")]}, "training__clip_norm": 0.5, **PLAIN}
-    run(faces, "one", **changes)
-    processes(2, faces, "two", changes)
-    assert_same(final(faces, "one"), final(faces, "two"), 2e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_resume_from_two_processes_on_four_and_one(faces, kind):
-    # Partial FC draws in each process's own classes: at the rate 1 it is the same whatever their number
-    changes = {**KINDS[kind], **PLAIN} | ({"loss__sample_rate": 1.0} if kind == "partial_fc" else {})
-    run(faces, "whole", **changes)
-    processes(2, faces, "parts", changes, 7)
-    assert int(final(faces, "parts")["step"]) == 7
-    processes(4, faces, "parts", changes)
-    assert_same(final(faces, "whole"), final(faces, "parts"), 2e-5)
+    changes = {"evaluation": {"sets": [str(faces / "pairs.bin")]}, "training__clip_norm": 0.5, **ranks.PLAIN}
+    ranks.run(faces, "one", **changes)
+    ranks.processes(faces, ranks.Part(2, "two", changes))
+    ranks.assert_same(ranks.final(faces, "one"), ranks.final(faces, "two"), 2e-5)
 
 
 @pytest.mark.slow
@@ -268,35 +197,3 @@ def test_a_signal_to_all_processes_of_the_command_leaves_a_checkpoint(faces):
         (said,) = re.findall(rf"stopped by {number.name} after step (\d+);", rest)
         assert "Traceback" not in rest
         assert read_checkpoint(faces / "run" / "checkpoint.pt")["step"] == int(said) >= 20
-
-
-SCRIPT = """
-import os, signal, sys
-from pathlib import Path
-import ranks
-from reprolib.loop import train
-folder, output, die = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-def after_step(done):
-    if done == die and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        os.kill(os.getpid(), signal.SIGKILL)
-train(ranks.settings(folder, output, **%r), device="cpu", after_step=after_step)
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_process_is_restarted_by_torchrun_and_ends_in_the_same_weights(faces):
-    (faces / "script.py").write_text(SCRIPT % RESIDUAL)
-    for output, die in (("whole", 0), ("killed", 8)):
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node=2",
-            "--max-restarts=1",
-        ]
-        command += [str(faces / "script.py"), str(faces), output, str(die)]
-        done = subprocess.run(command, env=ranks.environment(), capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert ("going on from step 5" in done.stderr) == (die > 0)
-    assert_same(final(faces, "whole"), final(faces, "killed"))
