@@ -133,8 +133,8 @@ def class_legend(ax: Axes, classes: Iterable[int], names: Sequence[str] | None =
 def class_arcs(labels, low, high, *, ax: Axes | None = None, radius: float = 1.12) -> Axes:
     """A bar outside the unit circle from each angle of `low` to that of `high` (radians), in the class's colour."""
     ax = _axes(ax)
-    for label, *ends in zip(*map(_array, (labels, low, high)), strict=True):
-        turn = np.linspace(*ends, 40)
+    for label, start, end in zip(*map(_array, (labels, low, high)), strict=True):
+        turn = np.linspace(float(start), float(end), 40)
         color = class_color(int(label))
         ax.plot(radius * np.cos(turn), radius * np.sin(turn), color=color, linewidth=5, solid_capstyle="butt")
     reach = 1.12 * radius
