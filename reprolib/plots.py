@@ -130,6 +130,18 @@ def class_legend(ax: Axes, classes: Iterable[int], names: Sequence[str] | None =
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.1)
 
 
+def class_arcs(labels, low, high, *, ax: Axes | None = None, radius: float = 1.12) -> Axes:
+    """A bar outside the unit circle from each angle of `low` to that of `high` (radians), in the class's colour."""
+    ax = _axes(ax)
+    for label, *ends in zip(*map(_array, (labels, low, high)), strict=True):
+        turn = np.linspace(*ends, 40)
+        color = class_color(int(label))
+        ax.plot(radius * np.cos(turn), radius * np.sin(turn), color=color, linewidth=5, solid_capstyle="butt")
+    reach = 1.12 * radius
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach))
+    return ax
+
+
 def features_on_sphere(features, labels, *, ax: Any = None, title: str = "", max_points: int = 2500) -> Axes:
     """3-D features (N, 3), normalised, on the unit sphere (``ax`` must be a 3-D axes if given)."""
     points, classes = _points(features, labels, 3, True, max_points)

@@ -51,6 +51,16 @@ def test_normalised_features_lie_on_the_unit_circle():
     assert np.allclose(np.linalg.norm(points, axis=1), 1.0)
 
 
+def test_class_arcs_are_bars_outside_the_circle_in_the_colours_of_the_classes():
+    ax = plots.class_arcs(torch.tensor([5, 2]), torch.tensor([0.0, 2.0]), torch.tensor([0.5, 2.25]), radius=1.2)
+    assert [to_rgb(line.get_color()) for line in ax.lines] == [to_rgb(plots.class_color(k)) for k in (5, 2)]
+    for line, ends in zip(ax.lines, ((0.0, 0.5), (2.0, 2.25)), strict=True):
+        x, y = line.get_data()
+        assert np.allclose(np.hypot(x, y), 1.2)
+        assert np.allclose(np.arctan2(y, x)[[0, -1]], ends)
+    assert ax.get_xlim()[1] > 1.2
+
+
 def test_many_points_are_thinned():
     features, labels = cloud(2, 500)
     ax = plots.features_2d(features, labels, max_points=100)

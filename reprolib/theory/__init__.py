@@ -2,6 +2,7 @@
 
 # a name imported as itself is public, for type checkers, too
 from reprolib.theory import (
+    arcs as arcs,
     bounds as bounds,
     checks as checks,
     geometry as geometry,
