@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from reprolib import __version__
+from reprolib._arithmetic import SAME_BITS
 
 PROFILE_HELP = "smoke, standard, full or paper"
 
@@ -61,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--results", metavar="DIR", help="folder of the results (default: results/)")
     run.add_argument("--save-outputs", action="store_true", help="put the outputs into the notebooks")
     run.add_argument("--at-once", type=_count, default=1, metavar="N", help="notebooks at the same time (default: 1)")
+    run.add_argument("--same-bits", action="store_true", help="kernels that add alike on all x86-64 with AVX2; slower")
     run.add_argument("--dask", metavar="ADDRESS", help="make the runs on the cluster of this Dask scheduler")
     run.set_defaults(action=_run)
 
@@ -112,6 +114,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from reprolib.experiment.parameters import parse_overrides
     from reprolib.experiment.runner import run_notebooks
 
+    if arguments.same_bits:
+        os.environ[SAME_BITS] = "1"
     if arguments.dask:
         from reprolib.experiment import cluster
 

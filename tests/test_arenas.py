@@ -251,7 +251,8 @@ def test_a_second_start_finds_what_the_walk_from_the_middle_does_not():
         other = (hyper["scale"] / 7.11 - 1) ** 2 + (hyper["lr"] / 3.2 - 1) ** 2
         return {"TAR@1e-3": max(0.9 - hill, 0.95 - 10 * other) - (hyper["margin"] - 0.2) ** 2}
 
-    entry = tuning.tune("cosface", two_hills, [0])
+    assert tuning.tune("cosface", two_hills, [0])["best"] == {"scale": 24.0, "lr": 0.2, "margin": 0.2}
+    entry = tuning.tune("cosface", two_hills, [0], ({}, *tuning.SECOND_START["cosface"]))
     assert entry["best"] == {"scale": 7.11, "lr": 3.2, "margin": 0.2} and not entry["at_an_end"]
     assert {"scale": 24.0, "lr": 0.2, "margin": 0.2} in [one["hyper"] for one in entry["candidates"]]
 

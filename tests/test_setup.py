@@ -179,6 +179,17 @@ def test_arithmetic_is_asked_for_only_where_the_processor_has_it(tmp_path, monke
     assert _arithmetic.same_kernels(info) == {}
 
 
+def test_the_same_bits_are_asked_for_by_the_environment(monkeypatch):
+    monkeypatch.setattr(_arithmetic, "same_kernels", lambda: {"A": "b"})
+    monkeypatch.delenv("REPROLIB_SAME_BITS", raising=False)
+    assert _arithmetic.asked_kernels() == {}
+    monkeypatch.setenv("REPROLIB_SAME_BITS", "1")
+    assert _arithmetic.asked_kernels() == {"A": "b"}
+    monkeypatch.setenv("REPROLIB_SAME_BITS", "yes")
+    with pytest.raises(ValueError, match="REPROLIB_SAME_BITS must be 0 or 1, got 'yes'"):
+        _arithmetic.asked_kernels()
+
+
 @pytest.mark.skipif(not _arithmetic.same_kernels(), reason="needs Linux and a processor with AVX2")
 def test_the_tests_and_what_they_start_use_these_kernels():
     import torch

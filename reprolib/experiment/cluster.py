@@ -24,7 +24,7 @@ from typing import Any
 
 import cloudpickle
 
-from .._arithmetic import same_kernels
+from .._arithmetic import SAME_KERNELS, same_kernels
 from ..data.extras import needed
 from .paths import PACKAGE, UsageError, one_line
 from .progress import told
@@ -75,7 +75,8 @@ def call_each(function: Callable[..., Any], rows: Sequence[tuple[Any, ...]], add
             warnings.filterwarnings("ignore", "Sending large graph")
             # the scheduler keeps what a task is given: a worker that is killed takes nothing with it
             whole = client.submit(bytes, cloudpickle.dumps(function), pure=False)
-        futures = [client.submit(_make, whole, row, here, pure=False) for row in rows]
+        kernels = {name: os.environ[name] for name in SAME_KERNELS if name in os.environ}
+        futures = [client.submit(_make, whole, row, here, kernels, pure=False) for row in rows]
         done = distributed.as_completed(futures, loop=client.loop)
         for future in told(done, getattr(function, "__name__", "runs"), len(rows)):
             try:
@@ -84,14 +85,15 @@ def call_each(function: Callable[..., Any], rows: Sequence[tuple[Any, ...]], add
                 print("reprolib: a run ended several workers of the cluster; it is made here", file=sys.stderr)
 
 
-def _make(function: bytes, row: tuple[Any, ...], here: dict[str, str]) -> Made:
-    """On a worker: the call in a process of its own."""
+def _make(function: bytes, row: tuple[Any, ...], here: dict[str, str], kernels: dict[str, str]) -> Made:
+    """On a worker: the call in a process of its own, with the kernels of arithmetic that the notebook runs with."""
     with tempfile.TemporaryDirectory(prefix="reprolib-") as name:
         folder = Path(name)
         (folder / "call.pickle").write_bytes(cloudpickle.dumps((function, row, here, os.getpid())))
         before = os.environ.get("PYTHONPATH")
         paths = os.pathsep.join([str(PACKAGE.parent), *([before] if before else [])])
-        environment = {**same_kernels(), **os.environ, "PYTHONPATH": paths, ELSEWHERE: name}
+        asked = kernels if same_kernels() else {}
+        environment = {**os.environ, **asked, "PYTHONPATH": paths, ELSEWHERE: name}
         environment.pop(VARIABLE, None)
         command = [sys.executable, "-m", __spec__.name, name]
         ended = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True)

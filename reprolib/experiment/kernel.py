@@ -17,7 +17,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from .._arithmetic import same_kernels
+from .._arithmetic import asked_kernels
 from .paths import PACKAGE, one_line
 from .progress import VARIABLE as PROGRESS
 from .progress import Display
@@ -183,7 +183,7 @@ def kernel_manager_class(extra: Mapping[str, str], staging: Path | None = None, 
             environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), *([before] if before else [])])
             with open(staging / "kernel.log" if staging else os.devnull, "ab") as stream:
                 streams = {"stdout": stream, "stderr": stream}
-                await super().start_kernel(env={**same_kernels(), **environment, **extra}, **streams, **options)
+                await super().start_kernel(env={**asked_kernels(), **environment, **extra}, **streams, **options)
             process = getattr(self.provisioner, "pid", None)
             if kernels is not None and staging is not None and process is not None:
                 kernels.started(staging, process)

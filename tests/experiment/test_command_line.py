@@ -74,16 +74,18 @@ def test_run_passes_its_options_on(suite, capsys, monkeypatch):
     seen = {}
 
     def run_job(job, folder, kernels, **options):
-        seen.update(job=job, folder=folder, options=options)
+        seen.update(job=job, folder=folder, options=options, same_bits=os.environ["REPROLIB_SAME_BITS"])
         return Outcome(job.name, "run")
 
     monkeypatch.setattr(runner, "run_job", run_job)
     monkeypatch.chdir(suite.root)
-    arguments = ["-p", "steps=4", "-p", "rate=1e-2", "--force", "--results", "here"]
+    monkeypatch.setenv("REPROLIB_SAME_BITS", "0")
+    arguments = ["--same-bits", "-p", "steps=4", "-p", "rate=1e-2", "--force", "--results", "here"]
     assert call(capsys, "run", "90", "--profile", "smoke", *arguments)[0] == 0
     assert seen["job"].parameters["steps"] == 4
     assert seen["job"].parameters["rate"] == 0.01
     assert seen["folder"] == suite.root / "here" / "smoke"
+    assert seen["same_bits"] == "1"
     assert seen["options"] == {"force": True, "save_outputs": False}
 
 

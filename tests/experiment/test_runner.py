@@ -15,6 +15,7 @@ import pytest
 from fixture_suite import CELLS, NAME, PARAMETERS
 from papermill.exceptions import PapermillExecutionError
 
+from reprolib._arithmetic import SAME_KERNELS, same_kernels
 from reprolib.experiment import committed, kernel, runner
 from reprolib.experiment.kernel import NotebookFailed, kernel_manager_class
 from reprolib.experiment.parameters import resolve_profile
@@ -684,17 +685,24 @@ def test_kernels_take_no_ports_that_two_could_pick(tmp_path):
     assert kernel_manager_class({}, deep)().transport == "tcp"  # the path of a socket is short
 
 
-def test_the_kernel_is_this_interpreter_with_this_package(suite):
+@pytest.mark.parametrize("asked", ["0", "1"])
+def test_the_kernel_is_this_interpreter_with_this_package_and_the_arithmetic_asked_for(suite, monkeypatch, asked):
     import reprolib
 
-    lines = ["import sys, reprolib", "print(sys.executable)", "print(reprolib.__file__)"]
+    monkeypatch.setenv("REPROLIB_SAME_BITS", asked)
+    for name in SAME_KERNELS:
+        monkeypatch.delenv(name, raising=False)
+
+    lines = ["import sys, os, reprolib", "print(sys.executable)", "print(reprolib.__file__)"]
+    lines += ["print(os.environ.get('ATEN_CPU_CAPABILITY'))"]
     suite.write(PARAMETERS, ["\n".join(lines)])
     options = {"kernel_name": "python3", "language": "python", "progress_bar": False}
     options["kernel_manager_class"] = kernel_manager_class({})
     output = papermill.execute_notebook(str(suite.path), None, cwd=str(suite.root), **options)
-    executable, package = output.cells[2].outputs[0].text.splitlines()
+    executable, package, arithmetic = output.cells[2].outputs[0].text.splitlines()
     assert Path(executable) == Path(sys.executable)
     assert Path(package) == Path(reprolib.__file__)
+    assert arithmetic == (same_kernels().get("ATEN_CPU_CAPABILITY", "None") if asked == "1" else "None")
 
 
 def test_figures_are_stored_with_a_palette_and_look_the_same():

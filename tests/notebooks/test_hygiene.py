@@ -163,3 +163,30 @@ def test_the_pattern_of_machine_paths_finds_them_and_not_addresses():
         assert MACHINE_PATH.search(text), text
     for text in ("https://site.org/home/x", "data/work/x", "and/or", "a/tmp/b", "../work/x", "1/root/2"):
         assert not MACHINE_PATH.search(text), text
+
+
+def unkeyed(source: str) -> list[str]:
+    """Cached functions that read the tuned values themselves: an edit of the table would not change their key."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.FunctionDef) or not any(
+            "run.cached" in ast.unparse(d) for d in node.decorator_list
+        ):
+            continue
+        text = ast.unparse(node)
+        runs = re.search(r"arenas\.(numbers_run|lfw_run)\(", text)
+        if "arenas.tuned(" in text or (runs and "hyper" not in text):
+            found.append(node.name)
+    return found
+
+
+@each
+def test_cached_runs_are_given_the_tuned_values(path):
+    assert not [name for cell in code_cells(path) for name in unkeyed(cell.source)]
+
+
+def test_a_cached_run_that_reads_the_tuned_values_is_seen():
+    run = "@run.cached\ndef one(seed):\n    return arenas.numbers_run('softmax', seed=seed{})"
+    assert unkeyed(run.format("")) == ["one"] and unkeyed(run.format(", hyper=hyper")) == []
+    assert unkeyed("@run.cached(name='x')\ndef two(seed):\n    return arenas.tuned('lfw', 'softmax')") == ["two"]
+    assert unkeyed("def three(seed):\n    return arenas.tuned('lfw', 'softmax')") == []
