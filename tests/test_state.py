@@ -55,6 +55,9 @@ def test_stopped_by_sigterm_and_resumed_is_uninterrupted_bit_for_bit(faces, kind
 
 # Partial FC draws in each process's own classes: at the rate 1 it is the same whatever their number
 ON_RANKS = {kind: {**changes, **ranks.PLAIN} for kind, changes in KINDS.items()}
+# with seed 0 a unit of these two lies within rounding of PReLU's kink, where the other sums of more processes take the
+# other slope: weights then differ by 6e-5 to 2e-3 instead of 1e-7 (triplet's also in one process with other kernels)
+ON_RANKS["annealed"]["seed"] = ON_RANKS["triplet"]["seed"] = 1
 ON_RANKS["partial_fc"]["loss__sample_rate"] = 1.0
 DRAWN = {**KINDS["partial_fc"], "loss__sample_rate": 0.4}
 
