@@ -302,6 +302,8 @@ def _centres_of_two_processes(rank: int, folder: str, update: str, wrap: bool) -
     for x, y in _shares(rank):
         model(x, y).backward()
     torch.save(loss.auxiliary.centers, f"{folder}/{rank}.pt")
+    # the wrapper holds the group, whose threads must have ended before the process does
+    del model
     # who leaves first closes the connection under the other's last exchange
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
