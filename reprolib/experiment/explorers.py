@@ -204,16 +204,17 @@ def accepted_at(counts: list[int]) -> np.ndarray:
 def threshold() -> Explorer | Image:
     """Move a threshold on the cosines of all pairs of identities that the networks never met."""
     scores = json.loads((reference_folder() / "scores.json").read_text(encoding="utf-8"))["losses"]
+    accepted = {loss: [accepted_at(of[kind]) for kind in ("genuine", "impostor")] for loss, of in scores.items()}
 
     def measure(loss: str, cosine: float) -> Values:
-        genuine, impostor = (accepted_at(scores[loss][kind]) for kind in ("genuine", "impostor"))
+        genuine, impostor = accepted[loss]
         k = round((cosine + 1) / 2 * (len(genuine) - 1))
         found = {"FAR": float(impostor[k]), "FRR": float(1 - genuine[k]), "TAR": float(genuine[k])}
         rates = {f"TAR at FAR {far}, over all thresholds": rate for far, rate in scores[loss]["TAR"].items()}
         return {**found, "EER, over all thresholds": scores[loss]["EER"], **rates}
 
     def draw(loss: str, cosine: float) -> Figure:
-        genuine, impostor = (accepted_at(scores[loss][kind]) for kind in ("genuine", "impostor"))
+        genuine, impostor = accepted[loss]
         figure, ax = plt.subplots(figsize=(6, 3))
         lines = {"false rejects": (1 - genuine).tolist(), "false accepts": impostor.tolist()}
         places = np.linspace(-1, 1, len(genuine))
