@@ -93,6 +93,11 @@ SECOND_START: dict[str, tuple[dict[str, int], ...]] = {
 FIXED: dict[str, dict[str, Any]] = {"combined": {"m1": 1.0}}
 
 
+def within(knob: Knob, k: int) -> bool:
+    """Whether the value at k is one that the search may try."""
+    return knob.allowed(k) and abs(k) <= 1 + FURTHER
+
+
 def search(
     knobs: Sequence[Knob], score: Callable[[dict[str, float]], float], start: Mapping[str, int] = {}
 ) -> tuple[dict[str, float], set[str]]:
@@ -114,12 +119,12 @@ def search(
                 values[k] = score({one.name: one.at(place[one.name]) for one in knobs})
 
             for k in (at[knob.name], at[knob.name] - 1, at[knob.name] + 1):
-                if knob.allowed(k) and abs(k) <= 1 + FURTHER:
+                if within(knob, k):
                     tried(k)
             best = max(values, key=lambda k: values[k])
             while True:
                 beyond = best - 1 if best == min(values) else best + 1
-                if beyond in values or not knob.allowed(beyond) or abs(beyond) > 1 + FURTHER:
+                if beyond in values or not within(knob, beyond):
                     break
                 tried(beyond)
                 best = max(values, key=lambda k: values[k])
