@@ -230,19 +230,20 @@ def claims_view(claims: Sequence[Mapping[str, Any]]) -> TableView:
 
 
 def beside_view(here: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], profile: str) -> TableView:
-    """Claims judged here beside those of a committed record: the difference with its interval, seeds, verdict."""
+    """Claims judged here beside those of a committed record: difference or slope with its interval, seeds, verdict."""
     known = {claim["id"]: claim for claim in reference}
     rows = []
     for claim in here:
         cells = []
         for one in (claim, known.get(claim["id"])):
-            difference = None if one is None else one["measured"].get("difference")
+            found = {} if one is None else one["measured"]
+            difference = found.get("difference", found.get("slope", found.get("spearman")))
             cells += [number(difference), "–" if one is None else str(len(one["seeds"]) or "–")]
             cells.append("not in it" if one is None else one["verdict"])
         rows.append((claim["id"], claim["statement"], *cells))
-    columns = ("claim", "statement", "here: difference", "seeds", "verdict")
+    columns = ("claim", "statement", "here: difference or slope", "seeds", "verdict")
     title = f"Here and in the reference of profile {profile}"
-    return TableView(title, (*columns, f"{profile}: difference", "seeds", "verdict"), tuple(rows))
+    return TableView(title, (*columns, f"{profile}: difference or slope", "seeds", "verdict"), tuple(rows))
 
 
 def table_view(table: Mapping[str, Any]) -> TableView:

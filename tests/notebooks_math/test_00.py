@@ -345,6 +345,15 @@ def test_arcface_lies_below_the_cosine_up_to_pi_less_half_the_margin(m):
     assert torch.equal(below, t < math.pi - m / 2)
 
 
+def test_no_other_target_lies_above_the_cosine_but_that_of_1_35_beyond_153_degrees():
+    t = torch.linspace(0.0, math.pi, 2001, dtype=torch.float64)
+    end = 2 * math.pi / 2.35
+    assert math.degrees(end) == pytest.approx(153.2, abs=0.05)
+    assert torch.equal((1.35 * t).cos() <= t.cos(), t <= end)
+    for target in (gradients.psi(t, 4), t.cos() - 0.35, (t + 0.3).cos() - 0.2):
+        assert bool((target <= t.cos() + 1e-12).all())
+
+
 def test_cosface_is_feasible_from_one_angle_on_and_its_gap_is_least_for_opposite_classes():
     least = math.acos(1 - 0.35)
     feasible = [geometry.angular_gap("cosface", least + d, 0.35) is not None for d in (-1e-6, 1e-6)]

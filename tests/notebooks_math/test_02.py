@@ -146,6 +146,33 @@ def test_momentum_grows_by_more_than_pythagoras_says():
     check_counterexample((x - 0.2 * v).square().sum(), grown, **about("t14", "(2.11)"))
 
 
+@pytest.mark.parametrize("momentum", [0.3, 0.9, 0.999])
+def test_nesterovs_momentum_never_shrinks_a_norm_either(momentum):
+    # b_k = x_k.v_{k-1} <= -(eta / 2) |v_{k-1}|^2, whatever the gradients orthogonal to x_k are
+    raw, rate = drawn(200, 4, seed=11), 0.3
+    x, v, b = E[0][:4] + 0.5, torch.zeros(4, dtype=torch.float64), real(0.0)
+    for k, h in enumerate(raw):
+        g = h if k % 3 else -2 * v  # also against the last step, the worst case
+        g = g - x * (x @ g) / (x @ x)
+        last, v = v, momentum * v + g
+        step = rate * (g + momentum * v)
+        by_recursion = momentum * b - rate * ((1 + momentum) * v.square().sum() - momentum * last @ v)
+        before, x = x, x - step
+        b = x @ v
+        scale = 1 + v.square().sum()
+        check_identity((b - by_recursion) / scale, 0.0, **about("t33", "b_{k+1} of Nesterov's form", "(2.11)"))
+        assert float(b + rate / 2 * v.square().sum()) <= 1e-12 * float(scale)
+        assert float(x.square().sum() - before.square().sum() - step.square().sum()) >= -1e-12 * float(scale)
+
+
+def test_the_next_term_of_the_log_moment_is_negative():
+    for d in (8.0, 512.0):
+        s = 0.02 * d**0.75
+        terms = [(s / 2) ** (2 * k) / math.prod((j + 1) * (d / 2 + j) for j in range(k)) for k in range(12)]
+        excess = math.log(sum(terms)) - s**2 / (2 * d)
+        assert excess == pytest.approx(-(s**4) / (4 * d**2 * (d + 2)), rel=0.02)
+
+
 EVEN = torch.full((8,), -0.7, dtype=torch.float64)
 
 
