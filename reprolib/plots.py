@@ -311,22 +311,31 @@ def bands(
     *,
     ax: Axes | None = None,
     logx: bool = False,
-    **labels: str,
+    logy: bool = False,
+    **labels: Any,
 ) -> Axes:
-    """Mean line of y(x) over seeds with its Student 95 % interval as a band; each of `ys` has shape (seeds, len(x))."""
+    """Mean line of y(x) over seeds with its Student 95 % interval as a band; each of `ys` has shape (seeds, len(x)).
+
+    `logy`: geometric mean, with the interval of the logarithms, on a logarithmic axis; all values must be above 0.
+    """
     ax = _axes(ax)
     for index, (name, rows) in enumerate(ys.items()):
         table = _array(rows).astype(float)
         if table.ndim != 2 or table.shape[1] != len(x):
             raise ValueError(f"values of {name} must have shape (seeds, {len(x)}), got {table.shape}")
+        if logy and not (table > 0).all():
+            raise ValueError(f"values of {name} on a logarithmic axis must be above 0, got {table.min():g}")
         color, style = class_color(index), LINE_STYLES[index % len(LINE_STYLES)]
+        table, shown = (np.log(table), np.exp) if logy else (table, np.asarray)
         mean, count = table.mean(axis=0), len(table)
-        ax.plot(x, mean, label=name, color=color, linestyle=style)
+        ax.plot(x, shown(mean), label=name, color=color, linestyle=style)
         if count > 1:
             half = student_t.isf(0.025, count - 1) * table.std(axis=0, ddof=1) / count**0.5
-            ax.fill_between(x, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
+            ax.fill_between(x, shown(mean - half), shown(mean + half), color=color, alpha=0.15, linewidth=0)
     if logx:
         ax.set_xscale("log")
+    if logy:
+        ax.set_yscale("log")
     ax.set(**labels)
     return ax
 

@@ -151,6 +151,17 @@ def test_bands_are_means_with_students_interval():
         plots.bands([1, 2, 3], {"a": rows})
 
 
+def test_bands_of_logarithms_stay_above_zero():
+    rows = np.array([[1.0, 1.0], [10.0, 1.0], [100.0, 1.0]])
+    ax = plots.bands([0, 1], {"a": rows}, logy=True)
+    assert ax.lines[0].get_ydata() == pytest.approx([10, 1]) and ax.get_yscale() == "log"
+    heights = ax.collections[0].get_paths()[0].vertices[:, 1]
+    # t_{2, .975} = 4.3027, s = 1 decade
+    assert [heights.min(), heights.max()] == pytest.approx([10 ** (1 - 2.4842), 10 ** (1 + 2.4842)], rel=1e-3)
+    with pytest.raises(ValueError, match="values of a on a logarithmic axis must be above 0, got 0"):
+        plots.bands([0, 1], {"a": 0 * rows}, logy=True)
+
+
 def test_intervals_are_coloured_by_their_side_of_zero():
     ax = plots.intervals({"up": (2, 1, 3), "down": (-2, -3, -1), "tie": (0.5, -1, 2)}, {"up": 1.5}, mark_label="paper")
     drawn = [line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_linewidth() > 2]
