@@ -13,22 +13,27 @@ from reprolib.experiment import report
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RECORDS = sorted((ROOT / "reference" / "standard").glob("*.json"))
+LARGE = sorted((ROOT / "reference" / "full").glob("*.json"))
 
 
 def test_the_table_of_notebooks_is_the_one_that_the_report_makes():
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in RECORDS]
-    assert report.with_counts(README, records) == README
+    records, large = ([json.loads(path.read_text(encoding="utf-8")) for path in paths] for paths in (RECORDS, LARGE))
+    assert report.with_counts(README, records, large) == README
     made = report.markdown_report(report.load_records("standard", committed=True))
     assert made == (ROOT / "reference" / "standard" / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_checks_and_verdicts_of_each_notebook(path):
-    record = json.loads(path.read_text(encoding="utf-8"))
-    verdicts = [claim["verdict"] for claim in record["claims"]]
-    counts = " / ".join(str(verdicts.count(kind)) for kind in ("reproduced", "contradicted", "inconclusive"))
+    cells = [len(json.loads(path.read_text(encoding="utf-8"))["checks"])]
+    for profile in ("standard", "full"):
+        large = path.parents[1] / profile / path.name
+        claims = json.loads(large.read_text(encoding="utf-8"))["claims"] if large.exists() else None
+        verdicts = [claim["verdict"] for claim in claims or ()]
+        kinds = ("reproduced", "contradicted", "inconclusive")
+        cells.append("–" if claims is None else " / ".join(str(verdicts.count(kind)) for kind in kinds))
     (line,) = [line for line in README.splitlines() if line.startswith(f"| [`{path.stem}`]")]
-    assert line.endswith(f"| {len(record['checks'])} | {counts} |")
+    assert line.endswith("| " + " | ".join(map(str, cells)) + " |")
 
 
 def test_measured_numbers():

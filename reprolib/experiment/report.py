@@ -277,18 +277,24 @@ def _with_cells(cells: str, line: re.Match[str]) -> str:
     return line.group(1) + cells
 
 
-def with_counts(readme: str, documents: Sequence[Document]) -> str:
-    """README with each notebook's number of checks and its verdicts in the last two columns of its line.
+def _verdicts(document: Document | None) -> str:
+    return " / ".join(str(counts(document)[verdict]) for verdict in VERDICTS) if document else "–"
 
-    Raises UsageError for a notebook whose name begins no line of the table, or more than one.
+
+def with_counts(readme: str, documents: Sequence[Document], large: Sequence[Document] = ()) -> str:
+    """README with each notebook's number of checks and its verdicts in the last three columns of its line.
+
+    large: records of the large runs, for the last column; a notebook without one has a dash there. Raises UsageError
+    for a notebook whose name begins no line of the table, or more than one.
     """
+    beside = {document["notebook"]: document for document in large}
     for document in documents:
-        counted = counts(document)
-        cells = f"| {counted['checks']} | {' / '.join(str(counted[verdict]) for verdict in VERDICTS)} |"
-        line = re.compile(rf"^(\| \[`{re.escape(document['notebook'])}`\].*?)\|[^|]*\|[^|]*\|$", re.MULTILINE)
+        name = document["notebook"]
+        cells = f"| {counts(document)['checks']} | {_verdicts(document)} | {_verdicts(beside.get(name))} |"
+        line = re.compile(rf"^(\| \[`{re.escape(name)}`\].*?)\|[^|]*\|[^|]*\|[^|]*\|$", re.MULTILINE)
         readme, lines = line.subn(partial(_with_cells, cells), readme)
         if lines != 1:
-            raise UsageError(f"README must have one line for {document['notebook']}, got {lines}")
+            raise UsageError(f"README must have one line for {name}, got {lines}")
     return readme
 
 
@@ -300,10 +306,14 @@ def write_report(documents: Sequence[Document]) -> Path:
 
 
 def commit_report(profile: str | None = None) -> list[Path]:
-    """Bring the report beside the committed records and the counts in README up to date; the files written."""
+    """Bring the report beside the committed records and the counts in README up to date; the files written.
+
+    README shows the records of `standard` and of `full` whatever the profile of the report.
+    """
     records = load_records(profile, committed=True)
     page, readme = reference_folder() / records[0]["profile"] / "report.md", repository_root() / "README.md"
-    text = with_counts(readme.read_text(encoding="utf-8"), records)
+    large = load_records("full", committed=True) if any((reference_folder() / "full").glob("*.json")) else []
+    text = with_counts(readme.read_text(encoding="utf-8"), load_records(BASE, committed=True), large)
     write_atomically(page, markdown_report(records))
     write_atomically(readme, text)
     return [page, readme]

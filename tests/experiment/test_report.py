@@ -175,11 +175,15 @@ def test_html_report_is_one_page_with_everything_escaped(suite):
 
 
 def test_counts_in_a_readme_are_brought_up_to_date():
-    line = "| [`90_fixture`](notebooks/90_fixture.ipynb) | a | fixture | {} | {} |\n"
-    before = f"x\n{line.format(7, '1 / 1 / 1')}y\n"
+    line = "| [`90_fixture`](notebooks/90_fixture.ipynb) | a | fixture | {} | {} | {} |\n"
+    before = f"x\n{line.format(7, '1 / 1 / 1', '9 / 9 / 9')}y\n"
     after = with_counts(before, [document()])
-    assert after == f"x\n{line.format(1, '2 / 0 / 1')}y\n"
+    assert after == f"x\n{line.format(1, '2 / 0 / 1', '–')}y\n"
     assert with_counts(after, [document()]) == after
+    other = {**document("91_other"), "claims": []}
+    assert with_counts(before, [document()], [other]) == after
+    large = {**document(), "claims": document()["claims"][:1]}
+    assert with_counts(after, [document()], [other, large]) == f"x\n{line.format(1, '2 / 0 / 1', '1 / 0 / 0')}y\n"
     for wrong in ("x\n", before + before):
         with pytest.raises(UsageError, match="README must have one line for 90_fixture, got"):
             with_counts(wrong, [document()])
