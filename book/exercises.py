@@ -100,10 +100,11 @@ def stubs(notebook: nbformat.NotebookNode) -> Iterator[tuple[str, list[str], int
     for place, cell in enumerate(notebook.cells):
         if "exercise" not in cell.metadata.get("tags", []):
             continue
-        body = ast.parse(cell.source).body
-        functions = {one.name: [a.arg for a in one.args.args] for one in body if isinstance(one, ast.FunctionDef)}
-        for statement in body:
-            if isinstance(statement, ast.Expr) and is_call(call := statement.value, "grade"):
+        functions: dict[str, list[str]] = {}
+        for statement in ast.parse(cell.source).body:
+            if isinstance(statement, ast.FunctionDef):  # a cell with two exercises binds the same name twice
+                functions[statement.name] = [one.arg for one in statement.args.args]
+            elif isinstance(statement, ast.Expr) and is_call(call := statement.value, "grade"):
                 yield call.args[0].value, functions.get(ast.unparse(call.args[1]), []), place
 
 

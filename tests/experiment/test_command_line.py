@@ -153,13 +153,13 @@ def test_report_writes_a_page_and_what_is_committed(suite, capsys, tmp_path):
     mine["claims"] = []
     write(suite, mine)
     page, readme = tmp_path / "report.html", suite.root / "README.md"
-    readme.write_text("| [`90_fixture`](x) | what | 0 | 0 / 0 / 0 |\n", encoding="utf-8")
+    readme.write_text("| [`90_fixture`](x) | what | 0 | 0 / 0 / 0 | – |\n", encoding="utf-8")
     status, out, err = call(capsys, "report", "--html", str(page), "--commit")
     assert (status, err) == (0, "")
     assert f"written to {page}" in out
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     # of the committed record, not of the reader's
-    assert readme.read_text(encoding="utf-8") == "| [`90_fixture`](x) | what | 1 | 2 / 0 / 1 |\n"
+    assert readme.read_text(encoding="utf-8") == "| [`90_fixture`](x) | what | 1 | 2 / 0 / 1 | – |\n"
     committed = (suite.root / "reference" / "standard" / "report.md").read_text(encoding="utf-8")
     assert "| F-2 |" in committed and "Beside the reference" not in committed
     status, out, err = call(capsys, "report", "--html", str(tmp_path / "no.html" / "\0"))
