@@ -69,6 +69,7 @@ class RunLines:
     def add(self, key: str, name: str, arguments: Mapping[str, Any], value: Mapping[str, Any]) -> None:
         """Append the line of a run, unless the file has it."""
         left_out: list[str] = []
+        # Keys keep the run's order: a table made from the line has its rows and columns where the run's own has them.
         metrics = plain(value, "", lambda _, where: left_out.append(where))
         seed = arguments.get("seed")
         line = {
@@ -80,7 +81,7 @@ class RunLines:
             "whole": not left_out,
             "made_with": self.made_with,
         }
-        self._append(key, json.dumps(line, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        self._append(key, json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
     def take(self, content: bytes) -> None:
         """Append the lines that runs left on another machine, unless the file has them."""

@@ -62,6 +62,7 @@ def test_a_run_is_taken_from_its_line_where_no_file_holds_it(tmp_path, lines):
     next((tmp_path / "one").iterdir()).unlink()
     again, elsewhere = get("one"), get("two", "cuda")
     assert first == again == elsewhere == {"x": 1.5, "rows": [[1, 2]]}
+    assert [*first] == [*again] == [*elsewhere] == ["x", "rows"]  # tables are made from them in this order
     # Nothing was computed: no file came back.
     assert not list((tmp_path / "one").iterdir())
     assert not (tmp_path / "two").exists()
